@@ -1,0 +1,49 @@
+"""The two ports through which the engine is heard and steered.
+
+The engine has never heard of MLflow or Optuna; whoever starts it gives it one of each of these.
+Neither may raise for reasons of its own (a server that is down, a full queue): training goes on.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Protocol
+
+from lora_lab.spec.result import EvalMetrics, RunResult, StepMetrics
+from lora_lab.spec.run import RunSpec
+
+
+class Verdict(Enum):
+    """A controller's answer for one lane at an evaluation."""
+
+    CONTINUE = "continue"
+    STOP = "stop"
+
+
+class Recorder(Protocol):
+    """Takes what happens to runs, in order, never blocking on anything remote.
+
+    The engine calls :meth:`step` and :meth:`evaluation`; the worker calls :meth:`started` and :meth:`ended`.
+    """
+
+    def started(self, run: str, spec: RunSpec, total_steps: int, first_step: int) -> None:
+        """``run`` enters a pack; ``first_step`` is above 0 when it goes on from a checkpoint."""
+
+    def step(self, run: str, metrics: StepMetrics) -> None:
+        """One optimizer step of ``run`` is done."""
+
+    def evaluation(self, run: str, metrics: EvalMetrics) -> None:
+        """``run`` was evaluated; ``metrics.step`` 0 is the untrained adapter, i.e. the base model."""
+
+    def ended(self, result: RunResult) -> None:
+        """``result.run`` is settled (or, with outcome PREEMPTED, put aside)."""
+
+
+class Controller(Protocol):
+    """Steers lanes at evaluations and packs at step boundaries."""
+
+    def decide(self, run: str, metrics: EvalMetrics) -> Verdict:
+        """CONTINUE, or STOP: the lane ends PRUNED at this step."""
+
+    def pause_requested(self) -> bool:
+        """True when every lane should be saved and the pack ended now (Ctrl-C, preemption)."""

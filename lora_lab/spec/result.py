@@ -1,0 +1,109 @@
+"""What comes out of a run: step metrics, evaluations, and one settled :class:`RunResult`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from lora_lab.spec.tree import Pairs, from_tree, pairs, to_tree
+
+
+class Outcome(StrEnum):
+    """How a run ended. Never merged with one another: each has its own remedy."""
+
+    COMPLETED = "COMPLETED"
+    PRUNED = "PRUNED"
+    DIVERGED = "DIVERGED"
+    OUT_OF_MEMORY = "OUT_OF_MEMORY"
+    PREEMPTED = "PREEMPTED"
+    FAILED = "FAILED"
+
+
+SETTLED = frozenset(Outcome) - {Outcome.PREEMPTED}
+"""Outcomes after which a run is not trained again (a preempted run goes on later)."""
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """One optimizer step of one lane.
+
+    ``loss`` is the mean cross-entropy in nats over the step's supervised tokens; ``grad_norm`` is before
+    clipping; ``tokens`` are non-padding tokens of the step; ``seconds`` is wall time of the pack's step.
+    """
+
+    step: int
+    epoch: float
+    loss: float
+    lr: float
+    grad_norm: float
+    tokens: int
+    supervised_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class EvalMetrics:
+    """One evaluation of one lane: mean loss in nats over ``tokens`` supervised held-out tokens."""
+
+    step: int
+    loss: float
+    tokens: int
+    accuracy: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """The settled result of one run, as kept in ``result.json``.
+
+    Losses are in nats per supervised token, sizes in bytes, times in seconds of wall time (``seconds`` is
+    the lane's share: each pack step is shared equally by its lanes). ``peak_bytes`` is the measured peak of
+    the process while the run was in it (CUDA: allocated; CPU: resident); ``lane_bytes`` what the run alone
+    added: adapter, gradients and optimizer state. ``adapter`` is relative to the sweep's folder.
+    """
+
+    run: str
+    trial: int
+    seed: int
+    key: str
+    outcome: Outcome
+    point: Pairs = field(default_factory=pairs)
+    eval_loss: float | None = None
+    best_eval_loss: float | None = None
+    best_step: int | None = None
+    base_eval_loss: float | None = None
+    train_loss: float | None = None
+    eval_accuracy: float | None = None
+    exact_match: float | None = None
+    base_exact_match: float | None = None
+    scores: Pairs = field(default_factory=pairs)
+    steps: int = 0
+    tokens: int = 0
+    flops: float = 0.0
+    seconds: float = 0.0
+    trainable_parameters: int = 0
+    total_parameters: int = 0
+    lane_bytes: int = 0
+    peak_bytes: int = 0
+    adapter: str | None = None
+    message: str | None = None
+    started: float | None = None
+    ended: float | None = None
+
+    def to_tree(self) -> dict[str, Any]:
+        """The JSON tree of ``result.json``."""
+        tree: dict[str, Any] = to_tree(self)
+        tree["outcome"] = str(self.outcome)
+        return tree
+
+    @staticmethod
+    def from_tree(tree: Mapping[str, Any]) -> RunResult:
+        """The inverse of :meth:`to_tree`; raises ``SpecError`` for a file of another shape."""
+        return from_tree(RunResult, dict(tree) | {"outcome": Outcome(tree["outcome"])})
+
+
+def run_id(trial: int, seed: int) -> str:
+    """The name of a run: its folder, its row in tables and its MLflow run name."""
+    return f"t{trial:04d}-s{seed}"
