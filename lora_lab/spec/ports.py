@@ -23,7 +23,7 @@ class Verdict(Enum):
 class Recorder(Protocol):
     """Takes what happens to runs, in order, never blocking on anything remote.
 
-    The engine calls :meth:`step` and :meth:`evaluation`; the worker calls :meth:`started` and :meth:`ended`.
+    The engine calls all but :meth:`ended`, which the worker calls once the result is settled.
     """
 
     def started(self, run: str, spec: RunSpec, total_steps: int, first_step: int) -> None:

@@ -51,7 +51,8 @@ class ModelSpec:
     ``source`` says where it comes from: ``wheel`` (a GGUF file inside an installed Python package,
     ``path`` is ``package/file.gguf``), ``random`` (randomly initialised from ``config`` by ``init_seed``),
     or ``pretrained`` (``path`` is a hub id or a local folder). ``roles`` names modules by hand for an
-    architecture that is not in the roles table: role -> list of module-name suffixes.
+    architecture that is not in the roles table: role -> list of module-name suffixes. ``pad_token`` names
+    the pad token of a tokenizer that has none of its own.
     """
 
     name: str
@@ -63,6 +64,7 @@ class ModelSpec:
     config: Pairs = field(default_factory=pairs)
     init_seed: int = 0
     roles: Pairs = field(default_factory=pairs)
+    pad_token: str | None = None
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:

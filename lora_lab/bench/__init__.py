@@ -1,0 +1,1 @@
+"""Scores of a trained adapter beyond its loss: exact match by greedy generation."""

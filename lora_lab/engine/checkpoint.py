@@ -1,0 +1,63 @@
+"""Checkpoints of a lane: one safetensors file that is whole or refused.
+
+It holds tensors (adapter, optimizer state, best adapter, random state) and a JSON state in the header,
+with a SHA-256 over all of it, so that a truncated or bit-flipped file is detected and named. No pickles.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from lora_lab.errors import CheckpointError
+from lora_lab.files import write_bytes
+
+FILE = "checkpoint.safetensors"
+
+
+def write(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+    """Write ``folder/checkpoint.safetensors``; the former one stays until this one is whole."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(state, sort_keys=True)
+    header = {"state": text, "sha256": _digest(tensors, text)}
+    write_bytes(folder / FILE, safetensors.torch.save(tensors, metadata=header))
+
+
+def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """The tensors and state of a folder's checkpoint; ``None`` where there is none.
+
+    Raises:
+        CheckpointError: the file is truncated, altered, or not a checkpoint.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        text = header["state"]
+        whole = header["sha256"] == _digest(tensors, text)
+    except (SafetensorError, KeyError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a whole checkpoint ({error}). {_REMEDY}") from error
+    if not whole:
+        raise CheckpointError(f"{path}: its checksum does not match its content. {_REMEDY}")
+    state: dict[str, Any] = json.loads(text)
+    return tensors, state
+
+
+_REMEDY = "Delete it to train this run again from its beginning."
+
+
+def _digest(tensors: dict[str, Tensor], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(safetensors.torch.save({"": tensors[name].contiguous()}))
+    return digest.hexdigest()

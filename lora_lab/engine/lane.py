@@ -1,0 +1,240 @@
+"""A lane: one run while it trains. Everything that belongs to the run alone lives here.
+
+Data order, initialisation, dropout, optimizer, schedule, clipping, best adapter and checkpoints are the
+lane's own, so that what it computes does not depend on its company.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lora_lab.data import BatchOrder, Split, Tokenised
+from lora_lab.engine import checkpoint
+from lora_lab.engine.forward import Part, Sequences
+from lora_lab.errors import CheckpointError
+from lora_lab.methods import Attachment, attach
+from lora_lab.models import BaseModel
+from lora_lab.optim import optimizers, schedules
+from lora_lab.spec import EvalMetrics, RunSpec, StepMetrics
+
+TAIL = 0.1
+"""Share of a run's last steps over which its final training loss is averaged (at least 5 steps)."""
+
+
+@dataclass(frozen=True, eq=False)
+class LaneJob:
+    """A run for the engine: its spec, its tokenised data, and the folder of its files."""
+
+    run: str
+    spec: RunSpec
+    data: Tokenised
+    folder: Path
+
+
+class Lane:
+    """One run in training; resumes from the checkpoint in its folder if there is one."""
+
+    def __init__(self, job: LaneJob, base: BaseModel) -> None:
+        spec = job.spec
+        self.job, self.spec, self.run = job, spec, job.run
+        self.attachment: Attachment = attach(base, spec.method, spec.seed)
+        self.parameters = list(self.attachment.parameters().values())
+        self.optimizer = optimizers.build(spec.optimizer, self.parameters) if self.parameters else None
+        self.generator = torch.Generator(device=base.device).manual_seed(spec.seed)
+        self.order = BatchOrder(len(job.data.train), spec.budget.batch_size, spec.seed)
+        self.total = spec.budget.total_steps(len(job.data.train)) if self.parameters else 0
+        self.step = 0
+        self.tokens = 0
+        self.flops = 0.0
+        self.seconds = 0.0
+        self.peak = 0
+        self.tail: list[tuple[float, int]] = []
+        self.last: EvalMetrics | None = None
+        self.best: EvalMetrics | None = None
+        self.best_tensors: dict[str, Tensor] = {}
+        self.saved_at = time.monotonic()
+        self.first_step = 0
+        self._resume()
+
+    # -- one optimizer step ---------------------------------------------------------------------------
+
+    @property
+    def done(self) -> bool:
+        """All steps of the budget are taken."""
+        return self.step >= self.total
+
+    def micro_batches(self) -> Iterator[Sequences]:
+        """The sequences of the coming step, a micro-batch at a time."""
+        indices = self.order.batch(self.step)
+        for start in range(0, len(indices), self.spec.budget.micro):
+            yield [self.job.data.train.tokens(int(i)) for i in indices[start : start + self.spec.budget.micro]]
+
+    def part(self, sequences: Sequences) -> Part:
+        """This lane's part of a training forward."""
+        return Part(self.attachment, sequences, self.generator)
+
+    def update(self) -> tuple[float, float, bool]:
+        """Clip and apply the gradients; returns (gradient norm before clipping, learning rate, finite).
+
+        A lane whose gradient is not finite is left as it was before the step.
+        """
+        assert self.optimizer is not None
+        grads = [p.grad for p in self.parameters if p.grad is not None]
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+        lr = self.spec.optimizer.lr * schedules.factor(self.spec.schedule, self.step, self.total)
+        value = float(norm)
+        if not math.isfinite(value):
+            return value, lr, False
+        limit = self.spec.optimizer.max_grad_norm
+        if limit is not None:
+            torch._foreach_mul_(grads, torch.clamp(limit / (norm + 1e-6), max=1.0))
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        return value, lr, True
+
+    def clear_gradients(self) -> None:
+        """Forget the gradients of the step."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def advance(self, loss: float, norm: float, lr: float, tokens: int, targets: int, seconds: float) -> StepMetrics:
+        """Count a step that was taken."""
+        self.step += 1
+        self.tokens += tokens
+        self.tail.append((loss, targets))
+        del self.tail[: -max(5, math.ceil(TAIL * self.total))]
+        return StepMetrics(
+            step=self.step,
+            epoch=self.order.epoch(self.step),
+            loss=loss,
+            lr=lr,
+            grad_norm=norm,
+            tokens=tokens,
+            supervised_tokens=targets,
+            seconds=seconds,
+        )
+
+    @property
+    def train_loss(self) -> float | None:
+        """Mean loss per supervised token over the run's last steps."""
+        targets = sum(n for _, n in self.tail)
+        return sum(loss * n for loss, n in self.tail) / targets if targets else None
+
+    # -- evaluation -----------------------------------------------------------------------------------
+
+    @property
+    def evaluation_due(self) -> bool:
+        """The step just taken is one after which the lane is evaluated."""
+        every = self.spec.evaluation.every_steps
+        return self.done or (every is not None and self.step > 0 and self.step % every == 0)
+
+    @property
+    def held_out(self) -> Split:
+        """The held-out split."""
+        return self.job.data.evaluation
+
+    def evaluated(self, metrics: EvalMetrics) -> None:
+        """Remember an evaluation, and the adapter if it is the best so far."""
+        self.last = metrics
+        if math.isfinite(metrics.loss) and (self.best is None or metrics.loss < self.best.loss):
+            self.best = metrics
+            self.best_tensors = {k: v.detach().clone() for k, v in self.attachment.state_dict().items()}
+
+    # -- files ----------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write the checkpoint from which this lane goes on as if it had never stopped."""
+        tensors = {f"adapter.{k}": v for k, v in self.attachment.state_dict().items()}
+        tensors |= {f"best.{k}": v for k, v in self.best_tensors.items()}
+        tensors["generator"] = self.generator.get_state()
+        state: dict[str, Any] = {
+            "key": self.spec.key,
+            "step": self.step,
+            "tokens": self.tokens,
+            "flops": self.flops,
+            "seconds": self.seconds,
+            "peak": self.peak,
+            "tail": self.tail,
+            "last": _tree(self.last),
+            "best": _tree(self.best),
+            "optimizer": {},
+        }
+        if self.optimizer is not None:
+            for index, values in self.optimizer.state_dict()["state"].items():
+                for name, value in values.items():
+                    if isinstance(value, Tensor):
+                        tensors[f"optimizer.{index}.{name}"] = value
+                    else:
+                        state["optimizer"][f"{index}.{name}"] = value
+        checkpoint.write(self.job.folder, tensors, state)
+        self.saved_at = time.monotonic()
+
+    def save_adapter(self, base_name: str) -> Path | None:
+        """Write the adapter in PEFT's format; the best one beside it where an earlier one was better.
+
+        Returns the folder of the last adapter; ``None`` for an empty mask, which has none.
+        """
+        if not self.parameters:
+            return None
+        folder = self.job.folder / "adapter"
+        self.attachment.save(folder, base_name=base_name)
+        if self.best is not None and self.last is not None and self.best.step < self.last.step:
+            now = {k: v.detach().clone() for k, v in self.attachment.state_dict().items()}
+            self.attachment.load_state_dict(self.best_tensors)
+            self.attachment.save(self.job.folder / "best", base_name=base_name)
+            self.attachment.load_state_dict(now)
+        return folder
+
+    def _resume(self) -> None:
+        found = checkpoint.read(self.job.folder)
+        if found is None:
+            return
+        tensors, state = found
+        if state["key"] != self.spec.key:
+            raise CheckpointError(
+                f"{self.job.folder / checkpoint.FILE}: belongs to another experiment (key {state['key'][:12]}, "
+                f"this run has {self.spec.key[:12]}). Delete it, or choose another folder."
+            )
+        self.attachment.load_state_dict(_under("adapter.", tensors))
+        self.best_tensors = _under("best.", tensors)
+        self.generator.set_state(tensors["generator"])
+        self.step = self.first_step = state["step"]
+        self.tokens, self.flops, self.seconds = state["tokens"], state["flops"], state["seconds"]
+        self.peak = state["peak"]
+        self.tail = [(loss, count) for loss, count in state["tail"]]
+        self.last = EvalMetrics(**state["last"]) if state["last"] else None
+        self.best = EvalMetrics(**state["best"]) if state["best"] else None
+        if self.optimizer is not None:
+            full = self.optimizer.state_dict()
+            per_parameter: dict[int, dict[str, Any]] = {}
+            for name, value in (_under("optimizer.", tensors) | state["optimizer"]).items():
+                index, field = name.split(".", 1)
+                per_parameter.setdefault(int(index), {})[field] = value
+            full["state"] = per_parameter
+            self.optimizer.load_state_dict(full)
+
+    @property
+    def own_bytes(self) -> int:
+        """Bytes this lane alone holds: adapter, as many of gradients, and optimizer state."""
+        total = 2 * sum(p.numel() * p.element_size() for p in self.parameters)
+        if self.optimizer is not None:
+            for values in self.optimizer.state.values():
+                total += sum(v.numel() * v.element_size() for v in values.values() if isinstance(v, Tensor))
+        return total
+
+
+def _tree(metrics: EvalMetrics | None) -> dict[str, Any] | None:
+    return None if metrics is None else dict(vars(metrics))
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -1,0 +1,103 @@
+"""Where each lane's tokens lie in a packed forward.
+
+A pack's forward has no padding: the tokens of all sequences of all lanes stand one after another as the
+rows of one ``(1, rows, d)`` tensor, a lane's sequences together. Linear layers, norms and MLPs see only
+rows; attention (:mod:`lora_lab.engine.attention`) sees sequences, gathered into buckets of like length.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+BUCKET_WASTE = 0.15
+"""Padding that a bucket of sequences may hold, as a share of its positions, before a new one is begun."""
+
+
+@dataclass(frozen=True, eq=False)
+class Bucket:
+    """Sequences of like length, as attention computes them.
+
+    ``rows``: ``(sequences, length)`` row of each position; positions past a sequence's end repeat its own
+    last row, so that no lane reads another's numbers (0 x NaN is NaN). ``real``: ``(tokens,)`` flat
+    positions that are not such repeats; ``owners``: ``(tokens,)`` their rows.
+    """
+
+    rows: Tensor
+    real: Tensor
+    owners: Tensor
+
+
+class Layout:
+    """The sequences of one packed forward.
+
+    Args:
+        lengths: tokens of each sequence, in row order.
+        groups: how many of the sequences belong to each lane, in row order; they add up.
+    """
+
+    def __init__(self, lengths: Sequence[int], groups: Sequence[int], device: torch.device) -> None:
+        assert sum(groups) == len(lengths)
+        self.lengths = list(lengths)
+        self.device = device
+        starts = [0]
+        for length in self.lengths:
+            starts.append(starts[-1] + length)
+        self.starts = starts
+        self.rows = starts[-1]
+        bounds = [0]
+        for count in groups:
+            bounds.append(bounds[-1] + count)
+        self.spans: list[tuple[int, int]] = [
+            (starts[a], starts[b]) for a, b in itertools.pairwise(bounds)
+        ]
+        """First and past-the-last row of each lane."""
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """``(1, rows)`` position of each token in its sequence."""
+        parts = [torch.arange(length) for length in self.lengths]
+        return torch.cat(parts).unsqueeze(0).to(self.device)
+
+    @cached_property
+    def buckets(self) -> list[Bucket]:
+        """The sequences in buckets of like length, longest first."""
+        order = sorted(range(len(self.lengths)), key=lambda i: -self.lengths[i])
+        groups: list[list[int]] = []
+        used = 0
+        for i in order:
+            if groups:
+                longest = self.lengths[groups[-1][0]]
+                size = longest * (len(groups[-1]) + 1)
+                if size - used - self.lengths[i] <= BUCKET_WASTE * size:
+                    groups[-1].append(i)
+                    used += self.lengths[i]
+                    continue
+            groups.append([i])
+            used = self.lengths[i]
+        return [self._bucket(members) for members in groups]
+
+    @cached_property
+    def restore(self) -> Tensor:
+        """``(rows,)``: where each row stands when the buckets' real positions are put one after another."""
+        owners = torch.cat([bucket.owners for bucket in self.buckets])
+        order = torch.empty_like(owners)
+        order[owners] = torch.arange(self.rows, device=self.device)
+        return order
+
+    def _bucket(self, members: list[int]) -> Bucket:
+        lengths = torch.tensor([self.lengths[i] for i in members]).unsqueeze(1)
+        starts = torch.tensor([self.starts[i] for i in members]).unsqueeze(1)
+        offsets = torch.arange(int(lengths.max())).unsqueeze(0)
+        rows = starts + torch.minimum(offsets, lengths - 1)
+        real = (offsets < lengths).flatten().nonzero().squeeze(1)
+        return Bucket(
+            rows=rows.to(self.device),
+            real=real.to(self.device),
+            owners=rows.flatten()[real].to(self.device),
+        )

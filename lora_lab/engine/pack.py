@@ -1,0 +1,220 @@
+"""The training loop: one loop for one lane or many on one resident, frozen base model.
+
+A step of the pack takes one optimizer step of every lane in it: their micro-batches go through the base
+together, each lane's loss is normalised over its own supervised tokens, and each clips and updates its own
+parameters. Lanes join and leave at step boundaries.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from lora_lab.engine.cost import Flops, resident_bytes
+from lora_lab.engine.evaluate import Candidate, evaluate
+from lora_lab.engine.forward import token_losses
+from lora_lab.engine.lane import Lane, LaneJob
+from lora_lab.engine.lowrank import Mount
+from lora_lab.errors import LoraLabError
+from lora_lab.models import BaseModel
+from lora_lab.spec import Controller, Outcome, Recorder, StepMetrics, Verdict
+
+CHECKPOINT_SECONDS = 60.0
+"""A lane is checkpointed at an evaluation when its last checkpoint is older than this."""
+
+Source = Callable[[], LaneJob | None]
+"""Gives the next run to train, or ``None`` when there is none now."""
+
+
+@dataclass(frozen=True, eq=False)
+class LaneEnd:
+    """A lane that left the pack. ``lane`` is ``None`` where it could not even be built."""
+
+    job: LaneJob
+    lane: Lane | None
+    outcome: Outcome
+    message: str | None = None
+
+
+class Pack:
+    """Lanes that train together.
+
+    Args:
+        base: the resident base model; it is left as it was found by :meth:`close`.
+        recorder, controller: the ports of :mod:`lora_lab.spec.ports`.
+        max_lanes: lanes at most; halved by itself whenever the device runs out of memory.
+    """
+
+    def __init__(self, base: BaseModel, recorder: Recorder, controller: Controller, max_lanes: int) -> None:
+        self.base, self.recorder, self.controller = base, recorder, controller
+        self.max_lanes = max_lanes
+        self.mount = Mount(base)
+        self.flops = Flops(base)
+        self.lanes: list[Lane] = []
+        self._waiting: deque[Lane] = deque()
+
+    def close(self) -> None:
+        """Give the base model its own forwards back."""
+        self.mount.unmount()
+
+    def train(self, source: Source) -> Iterator[list[LaneEnd]]:
+        """Train what ``source`` gives until it gives no more, yielding the lanes that end, boundary by boundary.
+
+        When the controller asks for a pause, every lane is checkpointed and yielded as PREEMPTED.
+        """
+        while True:
+            if self.controller.pause_requested():
+                yield self._pause()
+                return
+            ended = self._fill(source)
+            if self.lanes:
+                ended += self._step()
+            if ended:
+                yield ended
+            elif not self.lanes:
+                return
+
+    # -- joining and leaving --------------------------------------------------------------------------
+
+    def _fill(self, source: Source) -> list[LaneEnd]:
+        ended = []
+        while len(self.lanes) < self.max_lanes:
+            if self._waiting:
+                self.lanes.append(self._waiting.popleft())
+                continue
+            job = source()
+            if job is None:
+                break
+            try:
+                lane = Lane(job, self.base)
+            except LoraLabError as error:
+                ended.append(LaneEnd(job, None, Outcome.FAILED, str(error)))
+                continue
+            self.mount.mount(lane.attachment)
+            self.recorder.started(lane.run, lane.spec, lane.total, lane.first_step)
+            if lane.done:
+                self._evaluate([lane])
+                ended.append(LaneEnd(job, lane, Outcome.COMPLETED))
+            else:
+                self.lanes.append(lane)
+        return ended
+
+    def _pause(self) -> list[LaneEnd]:
+        ended = []
+        for lane in [*self.lanes, *self._waiting]:
+            lane.save()
+            ended.append(LaneEnd(lane.job, lane, Outcome.PREEMPTED))
+        self.lanes.clear()
+        self._waiting.clear()
+        return ended
+
+    # -- one step -------------------------------------------------------------------------------------
+
+    def _step(self) -> list[LaneEnd]:
+        before = [lane.generator.get_state() for lane in self.lanes]
+        try:
+            return self._update(*self._gradients())
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            for lane, state in zip(self.lanes, before, strict=True):
+                lane.generator.set_state(state)
+                lane.clear_gradients()
+            if self.base.device.type == "cuda":
+                torch.cuda.empty_cache()
+            return self._shrink(error)
+
+    def _shrink(self, error: Exception) -> list[LaneEnd]:
+        if len(self.lanes) == 1:
+            lane = self.lanes.pop()
+            return [LaneEnd(lane.job, lane, Outcome.OUT_OF_MEMORY, str(error).splitlines()[0])]
+        self.max_lanes = len(self.lanes) // 2
+        self._waiting.extendleft(reversed(self.lanes[self.max_lanes :]))
+        del self.lanes[self.max_lanes :]
+        return []
+
+    def _gradients(self) -> tuple[list[float], list[int], list[int], float]:
+        """Accumulate every lane's gradient; returns (mean losses, supervised tokens, tokens, seconds)."""
+        started = time.monotonic()
+        batches = [list(lane.micro_batches()) for lane in self.lanes]
+        targets = [sum(int(s[1:].sum()) for micro in batch for _, s in micro) for batch in batches]
+        tokens = [sum(len(ids) for micro in batch for ids, _ in micro) for batch in batches]
+        sums = [0.0] * len(self.lanes)
+        for turn in range(max(len(batch) for batch in batches)):
+            active = [i for i, batch in enumerate(batches) if turn < len(batch)]
+            parts = [self.lanes[i].part(batches[i][turn]) for i in active]
+            results = token_losses(self.mount, parts)
+            losses = [result.losses.sum() for result in results]
+            memory = resident_bytes(self.base.device)
+            scaled = [loss / max(1, targets[i]) for i, loss in zip(active, losses, strict=True)]
+            torch.autograd.backward(scaled)
+            memory = max(memory, resident_bytes(self.base.device))
+            for i, loss in zip(active, losses, strict=True):
+                lane = self.lanes[i]
+                sums[i] += float(loss.detach())
+                lane.peak = max(lane.peak, memory)
+                lane.flops += self.flops.training(batches[i][turn], lane.attachment)
+        means = [s / max(1, n) for s, n in zip(sums, targets, strict=True)]
+        return means, targets, tokens, time.monotonic() - started
+
+    def _update(self, losses: list[float], targets: list[int], tokens: list[int], seconds: float) -> list[LaneEnd]:
+        started = time.monotonic()
+        ended: list[LaneEnd] = []
+        moved: list[tuple[Lane, StepMetrics]] = []
+        for lane, loss, count, total in zip(self.lanes, losses, targets, tokens, strict=True):
+            norm, lr, finite = lane.update() if math.isfinite(loss) else (math.nan, 0.0, False)
+            if not finite:
+                what = f"loss {loss:g}" if not math.isfinite(loss) else f"gradient norm {norm:g}"
+                ended.append(LaneEnd(lane.job, lane, Outcome.DIVERGED, f"{what} at step {lane.step + 1}"))
+                continue
+            moved.append((lane, lane.advance(loss, norm, lr, total, count, seconds)))
+        share = (seconds + time.monotonic() - started) / len(self.lanes)
+        for lane in self.lanes:
+            lane.clear_gradients()
+            lane.seconds += share
+        for lane, metrics in moved:
+            self.recorder.step(lane.run, metrics)
+        ended += self._judge([lane for lane, _ in moved])
+        gone = {id(end.lane) for end in ended}
+        self.lanes = [lane for lane in self.lanes if id(lane) not in gone]
+        return ended
+
+    def _judge(self, lanes: list[Lane]) -> list[LaneEnd]:
+        due = [lane for lane in lanes if lane.evaluation_due]
+        self._evaluate(due)
+        ended = []
+        for lane in due:
+            assert lane.last is not None
+            if not math.isfinite(lane.last.loss):
+                message = f"held-out loss {lane.last.loss:g} at step {lane.step}"
+                ended.append(LaneEnd(lane.job, lane, Outcome.DIVERGED, message))
+            elif lane.done:
+                ended.append(LaneEnd(lane.job, lane, Outcome.COMPLETED))
+            elif self.controller.decide(lane.run, lane.last) is Verdict.STOP:
+                ended.append(LaneEnd(lane.job, lane, Outcome.PRUNED, f"pruned at step {lane.step}"))
+            elif time.monotonic() - lane.saved_at > CHECKPOINT_SECONDS:
+                lane.save()
+        return ended
+
+    def _evaluate(self, lanes: list[Lane]) -> None:
+        if not lanes:
+            return
+        candidates = [
+            Candidate(lane.attachment, lane.held_out, lane.step, lane.spec.evaluation.batch_size) for lane in lanes
+        ]
+        for lane, metrics in zip(lanes, evaluate(self.mount, candidates), strict=True):
+            lane.seconds += metrics.seconds
+            lane.flops += self.flops.forward(
+                [lane.held_out.tokens(i) for i in range(len(lane.held_out))], lane.attachment
+            )
+            lane.evaluated(metrics)
+            self.recorder.evaluation(lane.run, metrics)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,0 +1,1 @@
+"""Start workers. One launcher a file; here: workers of this machine."""

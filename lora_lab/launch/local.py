@@ -1,0 +1,49 @@
+"""The local launcher: one worker, in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from lora_lab.planner import device_memory, lanes_that_fit
+from lora_lab.planner.device import device_kind
+from lora_lab.spec import Execution, Recorder, RunSpec, Sweep
+from lora_lab.study import Study
+from lora_lab.tracking import Spool
+from lora_lab.worker.interrupt import Interrupt
+from lora_lab.worker.tee import Tee
+from lora_lab.worker.work import Worker
+
+CPU_LANES = 9
+"""Lanes at most on a CPU, where more of them only take memory: the base's products are large enough by then."""
+
+
+def run(sweep: Sweep, execution: Execution, study: Study, recorder: Recorder, say: Callable[[str], None]) -> bool:
+    """Train what is left of ``sweep``; ``False`` when it was interrupted and more remains."""
+    folder = Path(execution.folder)
+    with Interrupt() as interrupt:
+        worker = Worker(
+            queue=study,
+            folder=folder,
+            run_folder=lambda run: folder / "runs" / run,
+            recorder=Tee([Spool(folder), recorder]),
+            interrupt=interrupt,
+            lanes=lambda spec: lanes_for(sweep, spec, execution),
+            device=execution.device,
+            say=say,
+        )
+        return worker.work()
+
+
+def lanes_for(sweep: Sweep, spec: RunSpec, execution: Execution) -> int:
+    """How many runs of ``sweep`` train at once: ``pack.max_lanes``, or what the planner says fits.
+
+    Raises:
+        BadInput: not even one run fits into the device's memory.
+    """
+    if execution.max_lanes is not None:
+        return execution.max_lanes
+    wanted = sweep.planned_trials * sweep.repeats
+    if device_kind(execution.device) == "cpu":
+        wanted = min(wanted, CPU_LANES)
+    return max(1, min(wanted, lanes_that_fit(spec, device_memory(execution.device))))

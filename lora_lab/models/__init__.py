@@ -1,0 +1,53 @@
+"""Base models: where they come from, their tokenizer, and which module plays which role.
+
+Importing this package loads nothing heavy; each name is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lora_lab.models.base import BaseModel, load, load_meta, total_parameters, untie
+    from lora_lab.models.cache import cache_folder
+    from lora_lab.models.checks import check
+    from lora_lab.models.roles import check_mask, role_modules
+    from lora_lab.models.tokenizer import load_tokenizer
+    from lora_lab.models.wheel import is_prepared, prepare
+
+__all__ = [
+    "BaseModel",
+    "cache_folder",
+    "check",
+    "check_mask",
+    "is_prepared",
+    "load",
+    "load_meta",
+    "load_tokenizer",
+    "prepare",
+    "role_modules",
+    "total_parameters",
+    "untie",
+]
+
+_HOMES = {
+    "BaseModel": "base",
+    "cache_folder": "cache",
+    "check": "checks",
+    "check_mask": "roles",
+    "is_prepared": "wheel",
+    "load": "base",
+    "load_meta": "base",
+    "load_tokenizer": "tokenizer",
+    "prepare": "wheel",
+    "role_modules": "roles",
+    "total_parameters": "base",
+    "untie": "base",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'lora_lab.models' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"lora_lab.models.{_HOMES[name]}"), name)

@@ -1,0 +1,1 @@
+"""Ask, plan, pack, train, settle: where the other rooms meet, and nothing else."""

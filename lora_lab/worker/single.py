@@ -1,0 +1,76 @@
+"""One run on its own, for ``lora-lab train``: a queue of one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_lab.errors import Interrupted
+from lora_lab.spec import EvalMetrics, Recorder, RunResult, RunSpec, Verdict, run_id
+from lora_lab.worker.interrupt import Interrupt
+from lora_lab.worker.preflight import check_folder, check_runs
+from lora_lab.worker.work import Worker
+
+
+@dataclass(frozen=True)
+class _Single:
+    trial: int
+    id: str
+    point: Mapping[str, Any]
+    spec: RunSpec
+
+
+class _QueueOfOne:
+    def __init__(self, task: _Single) -> None:
+        self.task: _Single | None = task
+        self.result: RunResult | None = None
+
+    def next_run(self) -> _Single | None:
+        task, self.task = self.task, None
+        return task
+
+    def settle(self, run: Any, result: RunResult) -> bool:
+        self.result = result
+        return True
+
+    def put_back(self, run: Any) -> None:
+        self.task = run
+
+    def report(self, run: Any, metrics: EvalMetrics) -> Verdict:
+        return Verdict.CONTINUE
+
+
+def train_one(
+    spec: RunSpec,
+    folder: Path,
+    *,
+    device: str = "auto",
+    recorder: Recorder,
+    say: Callable[[str], None] = lambda text: None,
+) -> RunResult:
+    """Train one run with its files in ``folder`` and return its result, whatever its outcome.
+
+    Raises:
+        BadInput: the data, the model or the folder cannot be used; nothing was loaded.
+        Interrupted: Ctrl-C; the checkpoint is in ``folder`` and the same call goes on from it.
+    """
+    check_folder(folder)
+    check_runs([spec])
+    queue = _QueueOfOne(_Single(0, run_id(0, spec.seed), {}, spec))
+    with Interrupt() as interrupt:
+        worker = Worker(
+            queue=queue,
+            folder=folder,
+            run_folder=lambda run: folder,
+            recorder=recorder,
+            interrupt=interrupt,
+            lanes=lambda spec: 1,
+            device=device,
+            say=say,
+        )
+        worker.work()
+    if queue.result is None:
+        raise Interrupted(f"Interrupted. The checkpoint is in {folder}; the same command goes on from it.")
+    return queue.result
