@@ -1,0 +1,179 @@
+"""Every template and every source, to the letter: the rendered text and which bytes of it are learned."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lora_lab.data import load
+from lora_lab.data.records import Conversation, Example, Instruction
+from lora_lab.data.templates import TEMPLATES, render
+from lora_lab.errors import DataError
+from lora_lab.spec import DataSpec
+from lora_lab.spec.run import TEMPLATES as TEMPLATE_NAMES
+
+WITH_INPUT = Instruction("Add.", "1 + 2", "3", "sums")
+WITHOUT_INPUT = Instruction("Say hi.", "", "Hi")
+TALK = Conversation((("system", "Be kind."), ("user", "q1"), ("assistant", "a1"), ("user", "q2")), "a2")
+
+ALPACA = "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+ALPACA_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request.\n\n"
+)
+
+GOLDENS = [
+    ("plain", WITH_INPUT, "Add.\n1 + 2\n"),
+    ("plain", WITHOUT_INPUT, "Say hi.\n"),
+    ("plain", TALK, "Be kind.\nq1\na1\nq2\n"),
+    ("alpaca", WITH_INPUT, ALPACA_INPUT + "### Instruction:\nAdd.\n\n### Input:\n1 + 2\n\n### Response:"),
+    ("alpaca", WITHOUT_INPUT, ALPACA + "### Instruction:\nSay hi.\n\n### Response:"),
+    (
+        "alpaca",
+        TALK,
+        "Be kind.\n\n### Instruction:\nq1\n\n### Response:\na1\n\n### Instruction:\nq2\n\n### Response:",
+    ),
+    ("chatml", WITH_INPUT, "<|im_start|>user\nAdd.\n1 + 2<|im_end|>\n<|im_start|>assistant\n"),
+    ("chatml", WITHOUT_INPUT, "<|im_start|>user\nSay hi.<|im_end|>\n<|im_start|>assistant\n"),
+    (
+        "chatml",
+        TALK,
+        "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nq1<|im_end|>\n<|im_start|>assistant\na1<|im_end|>\n"
+        "<|im_start|>user\nq2<|im_end|>\n<|im_start|>assistant\n",
+    ),
+    (
+        "chat",
+        WITH_INPUT,
+        "<|im_start|>system\nBe helpful<|im_end|>\n<|im_start|>user\nAdd.\n1 + 2<|im_end|>\n<|im_start|>assistant\n",
+    ),
+    (
+        "chat",
+        WITHOUT_INPUT,
+        "<|im_start|>system\nBe helpful<|im_end|>\n<|im_start|>user\nSay hi.<|im_end|>\n<|im_start|>assistant\n",
+    ),
+    (
+        "chat",
+        TALK,
+        "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nq1<|im_end|>\n<|im_start|>assistant\na1<|im_end|>\n"
+        "<|im_start|>user\nq2<|im_end|>\n<|im_start|>assistant\n",
+    ),
+]
+
+
+@pytest.mark.parametrize(("template", "record", "prompt"), GOLDENS)
+def test_a_template_renders_to_the_letter(tokenizer, template, record, prompt):
+    response = record.output if isinstance(record, Instruction) else record.response
+    assert render(record, template, tokenizer) == Example(prompt, response, record.task)
+
+
+def test_every_template_has_its_goldens():
+    assert set(TEMPLATES) == set(TEMPLATE_NAMES) == {template for template, _, _ in GOLDENS}
+
+
+@pytest.mark.parametrize(("template", "record", "prompt"), GOLDENS)
+@pytest.mark.parametrize("mask_prompt", [True, False])
+def test_what_is_learned_is_the_response_and_the_end(tokenizer, tmp_path, template, record, prompt, mask_prompt):
+    if isinstance(record, Instruction):
+        values = {"instruction": record.instruction, "input": record.input, "output": record.output}
+        name, response = "alpaca", record.output
+    else:
+        messages = [*record.turns, ("assistant", record.response)]
+        values = {"messages": [{"role": role, "content": content} for role, content in messages]}
+        name, response = "chat", record.response
+    path = tmp_path / "train.jsonl"
+    path.write_text(json.dumps(values) + "\n")
+    spec = DataSpec(name, str(path), str(path), template=template, mask_prompt=mask_prompt, max_length=999)
+    split = load(spec, tokenizer).train
+    ids, supervised = split.tokens(0)
+    assert tokenizer.decode(ids) == f"{prompt}{response}<eos>"
+    learned = f"{response}<eos>" if mask_prompt else tokenizer.decode(ids[1:])
+    assert tokenizer.decode(ids[supervised]) == learned
+    assert not supervised[0]
+    assert supervised.tolist() == sorted(supervised.tolist())
+    assert tokenizer.decode(split.prompts[0]) == prompt
+    assert split.answers == [response]
+
+
+def test_taskmix_to_the_letter(tokenizer):
+    split = load(DataSpec(train_size=40, eval_size=2, tasks=("units", "unique")), tokenizer).train
+    shown = []
+    for i in range(4):
+        ids, supervised = split.tokens(i)
+        shown.append((split.tasks[i], tokenizer.decode(ids[~supervised]), tokenizer.decode(ids[supervised])))
+    assert shown == GOLDEN_TASKS
+
+
+GOLDEN_TASKS = [
+    ("units", "In days?\n22 weeks\n", "154 days<eos>"),
+    ("unique", "Keep each word once.\nrock gas pond gas\n", "rock gas pond<eos>"),
+    ("units", "Convert to minutes.\n32 hours\n", "1920 minutes<eos>"),
+    ("unique", "Remove repeated words.\nrug snow snow wolf\n", "rug snow wolf<eos>"),
+]
+
+
+def test_text_is_cut_into_blocks_that_are_learned_whole(tokenizer, tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("0123456789abcdefghijklmno")
+    tokens = load(DataSpec("text", str(path), max_length=10), tokenizer)
+    assert [tokenizer.decode(tokens.train.tokens(i)[0]) for i in range(2)] == ["0123456789", "abcdefghij"]
+    assert tokenizer.decode(tokens.evaluation.tokens(0)[0]) == "klmno"
+    for split in (tokens.train, tokens.evaluation):
+        assert split.tokens(0)[1].tolist() == [False] + [True] * (split.lengths[0] - 1)
+        assert not split.generative and split.prompts == [[]] * len(split)
+
+
+@pytest.mark.parametrize("template", ["plain", "alpaca", "chatml"])
+def test_a_tokenizer_that_begins_every_text_begins_prompts_too(make_tokenizer, tmp_path, template):
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"instruction": "q", "output": "a"}\n')
+    spec = DataSpec("alpaca", str(path), str(path), template=template, max_length=500)
+    split = load(spec, make_tokenizer(bos=True)).train
+    assert split.prompts[0][0] == 257 and split.prompts[0].count(257) == 1
+    assert len(split.prompts[0]) == 1 + len(load(spec, make_tokenizer()).train.prompts[0])
+
+
+def test_a_chat_template_writes_its_own_beginning(make_tokenizer, tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"instruction": "q", "output": "a"}\n')
+    spec = DataSpec("alpaca", str(path), str(path), template="chat", max_length=500)
+    template = "{{ bos_token }}{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
+    split = load(spec, make_tokenizer(bos=True, chat_template=template)).train
+    assert split.prompts[0] == [257, *make_tokenizer()("[q]")["input_ids"]]
+
+
+def test_blocks_of_text_begin_as_the_tokenizer_begins(make_tokenizer, tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("0123456789" * 3)
+    tokenizer = make_tokenizer(bos=True)
+    tokens = load(DataSpec("text", str(path), max_length=11), tokenizer)
+    assert [tokenizer.decode(tokens.train.tokens(i)[0]) for i in range(2)] == ["<bos>0123456789"] * 2
+
+
+def test_chat_without_a_chat_template_names_the_others(make_tokenizer):
+    with pytest.raises(DataError, match=r"no chat template .* Choose data.template=chatml, alpaca or plain."):
+        load(DataSpec(template="chat", train_size=2, eval_size=1), make_tokenizer(chat_template=None))
+
+
+def test_a_conversation_that_the_chat_template_refuses_is_shown(tokenizer, tmp_path):
+    path = tmp_path / "train.jsonl"
+    turns = [{"role": "user", "content": "q1"}, {"role": "user", "content": "q2"}]
+    path.write_text(json.dumps({"messages": [*turns, {"role": "assistant", "content": "a"}]}) + "\n")
+    with pytest.raises(DataError, match=r"roles must alternate\); its roles: user, user. Its last turn: 'q2'"):
+        load(DataSpec("chat", str(path), str(path), template="chat"), tokenizer)
+
+
+def test_no_end_of_sequence_token_is_refused(make_tokenizer):
+    with pytest.raises(DataError, match=r"no end-of-sequence token.*Set eos_token in its tokenizer_config.json"):
+        load(DataSpec(train_size=2, eval_size=1), make_tokenizer(eos_token=None))
+
+
+def test_shakespeare_is_divided_in_order(real_data: Path, tokenizer):
+    path = real_data / "tinyshakespeare.txt"
+    tokens = load(DataSpec("text", str(path), max_length=512, eval_size=200), tokenizer)
+    text = "".join(
+        tokenizer.decode(split.tokens(i)[0]) for split in (tokens.train, tokens.evaluation) for i in range(len(split))
+    )
+    assert text == path.read_text()
+    assert len(tokens.evaluation) == 200
