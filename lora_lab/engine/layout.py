@@ -53,9 +53,7 @@ class Layout:
         bounds = [0]
         for count in groups:
             bounds.append(bounds[-1] + count)
-        self.spans: list[tuple[int, int]] = [
-            (starts[a], starts[b]) for a, b in itertools.pairwise(bounds)
-        ]
+        self.spans: list[tuple[int, int]] = [(starts[a], starts[b]) for a, b in itertools.pairwise(bounds)]
         """First and past-the-last row of each lane."""
 
     @cached_property

@@ -33,54 +33,68 @@ class Share:
     generator: torch.Generator | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class _LaneRows:
+    """A lane's rows in one module: ``mask (rows, in)`` is its dropout's, already divided by what is kept."""
+
+    start: int
+    stop: int
+    scaling: float
+    mask: Tensor | None
+
+    def dropped(self, rows: Tensor) -> Tensor:
+        """The lane's input after dropout."""
+        return rows if self.mask is None else rows * self.mask
+
+
 class _AddLowRank(torch.autograd.Function):
     """``y (…, out)`` with each lane's low-rank product of ``x (…, in)`` added to its rows, in place.
 
-    Saves, beside ``x`` which all lanes (and q, k, v) share, only each lane's ``(rows, r)`` product and its
-    dropout mask. Low-rank products are computed in the adapters' dtype, as stock PEFT does.
+    Rows are cast to the adapters' dtype (in which stock PEFT computes, too) once for all lanes. Saved are ``x``,
+    which q, k and v share, each lane's scaled ``(rows, r)`` product, and its dropout mask.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, y: Tensor, x: Tensor, lanes: list[tuple[int, int, float, Tensor | None]], *factors: Tensor
-    ) -> Tensor:
-        ctx.lanes = lanes
+    def forward(ctx: Any, y: Tensor, x: Tensor, lanes: list[_LaneRows], *factors: Tensor) -> Tensor:
         flat_x, flat_y = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])
+        first, last = lanes[0].start, lanes[-1].stop
+        rows, out = flat_x[first:last].to(factors[0].dtype), flat_y[first:last].to(factors[0].dtype)
         inner = []
-        for i, (start, stop, scaling, mask) in enumerate(lanes):
-            A, B = factors[2 * i], factors[2 * i + 1]
-            rows = flat_x[start:stop].to(A.dtype)
-            if mask is not None:
-                rows = rows * mask
-            h = rows @ A.t()
-            flat_y[start:stop] = torch.addmm(flat_y[start:stop].to(A.dtype), h, B.t(), alpha=scaling)
+        for lane, A, B in zip(lanes, factors[::2], factors[1::2], strict=True):
+            mine = slice(lane.start - first, lane.stop - first)
+            h = (lane.dropped(rows[mine]) @ A.t()).mul_(lane.scaling)
+            out[mine].addmm_(h, B.t())
             inner.append(h)
+        flat_y[first:last] = out
+        ctx.lanes = lanes
         ctx.save_for_backward(x, *factors, *inner)
         ctx.mark_dirty(y)
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        dy = grads[0].reshape(-1, grads[0].shape[-1])
+        lanes: list[_LaneRows] = ctx.lanes
         x, *rest = ctx.saved_tensors
-        lanes = ctx.lanes
         factors, inner = rest[: 2 * len(lanes)], rest[2 * len(lanes) :]
-        wants_x = ctx.needs_input_grad[1]
-        flat_x = x.reshape(-1, x.shape[-1])
-        dx = torch.zeros_like(flat_x) if wants_x else None
-        out: list[Tensor | None] = []
-        for i, (start, stop, scaling, mask) in enumerate(lanes):
-            A, B, h = factors[2 * i], factors[2 * i + 1], inner[i]
-            g = dy[start:stop].to(A.dtype)
-            dh = (g @ B).mul_(scaling)
-            rows = flat_x[start:stop].to(A.dtype)
-            if mask is not None:
-                rows = rows * mask
-            out += [dh.t() @ rows, (g.t() @ h).mul_(scaling)]
-            if dx is not None:
-                back = dh @ A
-                dx[start:stop] = back if mask is None else back.mul_(mask)
-        return grads[0], None if dx is None else dx.view(x.shape), None, *out
+        flat_x, dy = x.reshape(-1, x.shape[-1]), grads[0].reshape(-1, grads[0].shape[-1])
+        first, last = lanes[0].start, lanes[-1].stop
+        rows, g = flat_x[first:last].to(factors[0].dtype), dy[first:last].to(factors[0].dtype)
+        back = torch.zeros_like(rows) if ctx.needs_input_grad[1] else None
+        out: list[Tensor] = []
+        for lane, A, B, h in zip(lanes, factors[::2], factors[1::2], inner, strict=True):
+            mine = slice(lane.start - first, lane.stop - first)
+            dh = (g[mine] @ B).mul_(lane.scaling)
+            out += [dh.t() @ lane.dropped(rows[mine]), g[mine].t() @ h]
+            if back is not None:
+                torch.mm(dh, A, out=back[mine])
+                if lane.mask is not None:
+                    back[mine].mul_(lane.mask)
+        dx = None
+        if back is not None:
+            dx = torch.zeros_like(flat_x)
+            dx[first:last] = back
+            dx = dx.view(x.shape)
+        return grads[0], dx, None, *out
 
 
 class Mount:
@@ -120,7 +134,7 @@ class Mount:
 
     def add(self, name: str, y: Tensor, x: Tensor) -> Tensor:
         """``y`` with the low-rank paths of module ``name`` added; ``x`` its input, rows in front."""
-        lanes: list[tuple[int, int, float, Tensor | None]] = []
+        lanes: list[_LaneRows] = []
         factors: list[Tensor] = []
         for share in self._shares:
             factor = share.attachment.factors.get(name) if share.attachment is not None else None
@@ -132,7 +146,7 @@ class Mount:
                 shape = (share.stop - share.start, factor.A.shape[1])
                 mask = torch.empty(shape, device=x.device, dtype=factor.A.dtype)
                 mask.bernoulli_(keep, generator=share.generator).div_(keep)
-            lanes.append((share.start, share.stop, share.attachment.scaling, mask))
+            lanes.append(_LaneRows(share.start, share.stop, share.attachment.scaling, mask))
             factors += [factor.A, factor.B]
         if not lanes:
             return y

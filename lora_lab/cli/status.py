@@ -1,0 +1,247 @@
+"""``lora-lab status``: how far a sweep is, what runs now, what is best so far."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import math
+import os
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lora_lab.analysis import SweepRecord
+
+HELP = "how far a sweep is: runs by outcome, what runs now, the best so far, time left"
+EXAMPLE = "lora-lab status rank_alpha --json"
+
+TAIL_BYTES = 1 << 16
+"""Read from the end of a run's metrics; its last steps lie there."""
+
+
+@dataclass(frozen=True)
+class ActiveRun:
+    """A run that was begun and is not settled, as its metrics file says.
+
+    ``point`` holds its values at the searched paths; ``state`` is ``running`` while a process works on the sweep
+    and the run was not put aside, else ``paused``. ``updated`` is in Unix seconds; losses are ``None`` when not known
+    or not finite.
+    """
+
+    run: str
+    point: dict[str, Any]
+    state: str
+    step: int
+    total_steps: int | None
+    loss: float | None
+    eval_loss: float | None
+    updated: float | None
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``status``."""
+    parser.add_argument(
+        "sweep", nargs="?", help="a sweep's name in runs/, or its folder (default: the newest in runs/)"
+    )
+    parser.add_argument("--json", action="store_true", help="the same for a script")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the status.
+
+    Raises:
+        SweepFolderError: no such sweep.
+        CheckpointError: a result file is torn.
+    """
+    from lora_lab.analysis import find_sweep, read_results, read_sweep
+
+    folder = find_sweep(args.sweep)
+    record = read_sweep(folder)
+    tree = status_tree(record, read_results(folder))
+    if args.json:
+        print(json.dumps(tree, indent=1, allow_nan=False))
+        return 0
+    from lora_lab.cli.summary import resume_command
+
+    _screen(tree, resume_command(record))
+    return 0
+
+
+def status_tree(record: SweepRecord, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The status for ``--json``.
+
+    ``state`` is ``running`` (a process works on the sweep), ``done`` or ``paused``; ``eta_seconds`` is ``null`` unless
+    it is running and a run has been settled.
+    """
+    from lora_lab.spec import SETTLED
+
+    outcomes = Counter(str(tree["outcome"]) for tree in results)
+    settled = sum(count for outcome, count in outcomes.items() if outcome in SETTLED)
+    worker = working(record.folder)
+    active = active_runs(record, {str(t["run"]) for t in results if t["outcome"] in SETTLED}, worker is not None)
+    state = "running" if worker else "done" if settled >= record.planned_runs else "paused"
+    return {
+        "sweep": record.name,
+        "folder": str(record.folder),
+        "key": record.key,
+        "state": state,
+        "worker": worker,
+        "planned_trials": record.planned_trials,
+        "trials": len({tree["trial"] for tree in results}),
+        "planned_runs": record.planned_runs,
+        "settled_runs": settled,
+        "outcomes": dict(sorted(outcomes.items())),
+        "active": [asdict(run) for run in active],
+        "best": _best(record, results),
+        "eta_seconds": seconds_left(results, active, record.planned_runs) if state == "running" else None,
+    }
+
+
+def working(folder: Path) -> str | None:
+    """Who works on the sweep now (``process 123 on host``), by the lock on its folder; ``None`` when nobody does."""
+    try:
+        file = os.open(folder / ".lock", os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return os.pread(file, 200, 0).decode(errors="replace") or "another process"
+    finally:
+        os.close(file)
+    return None
+
+
+def active_runs(record: SweepRecord, settled: set[str], busy: bool) -> list[ActiveRun]:
+    """The runs that were begun and have no result, by their ``metrics.jsonl``."""
+    runs = record.folder / "runs"
+    if not runs.is_dir():
+        return []
+    names = sorted(entry.name for entry in os.scandir(runs) if entry.is_dir() and entry.name not in settled)
+    found = [_active(runs / name, record.space.paths, busy) for name in names]
+    return [run for run in found if run is not None]
+
+
+def seconds_left(results: Sequence[Mapping[str, Any]], active: Sequence[ActiveRun], planned: int) -> float | None:
+    """Seconds until the sweep is done, at the pace of its trained runs; ``None`` before the first.
+
+    The pace is settled runs per second in which any of them was training; time in which the sweep lay still
+    does not count.
+    """
+    spans = sorted(
+        (t["started"], t["ended"]) for t in results if t.get("started") and t.get("ended") and t.get("steps")
+    )
+    busy, reached = 0.0, 0.0
+    for start, end in spans:
+        busy += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    if not spans or busy <= 0:
+        return None
+    underway = sum(run.step / run.total_steps for run in active if run.total_steps and run.state == "running")
+    return max(0.0, planned - len(results) - underway) * busy / len(spans)
+
+
+def _active(folder: Path, paths: Sequence[str], busy: bool) -> ActiveRun | None:
+    from lora_lab.spec import at_path
+
+    records = _records(folder / "metrics.jsonl")
+    if not records:
+        return None
+    started: dict[str, Any] = next((r for r in reversed(records) if r["kind"] == "started"), {})
+    spec = started.get("spec")
+    step: dict[str, Any] = next((r for r in reversed(records) if r["kind"] == "step"), {})
+    evaluation: dict[str, Any] = next((r for r in reversed(records) if r["kind"] == "evaluation"), {})
+    return ActiveRun(
+        run=folder.name,
+        point={path: at_path(spec, path) for path in paths} if spec is not None else {},
+        state="running" if busy and records[-1]["kind"] != "ended" else "paused",
+        step=int(step.get("step", started.get("first_step", 0))),
+        total_steps=started.get("total_steps"),
+        loss=_finite(step.get("loss")),
+        eval_loss=_finite(evaluation.get("loss")),
+        updated=_finite(records[-1].get("time")),
+    )
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    """The first line and the last lines of a metrics file; a line that is cut off at either end is left out."""
+    try:
+        with path.open("rb") as file:
+            head = file.readline()
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(len(head), size - TAIL_BYTES))
+            tail = file.read()
+    except FileNotFoundError:
+        return []
+    records = []
+    for line in [head, *tail.split(b"\n")]:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and "kind" in record:
+            records.append(record)
+    return records
+
+
+def _best(record: SweepRecord, results: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    if not results:
+        return None
+    from lora_lab.analysis import best_configuration, results_frame
+    from lora_lab.cli.report import best_tree
+
+    best = best_configuration(results_frame(record, results))
+    return None if best is None else best_tree(record, best)
+
+
+def _screen(tree: Mapping[str, Any], resume: str) -> None:
+    from rich.console import Console
+
+    from lora_lab.analysis.naming import OUTCOME_WORDS, point_name
+    from lora_lab.cli.progress import duration
+    from lora_lab.cli.summary import say
+
+    console = Console()
+    by = f" by {tree['worker']}" if tree["worker"] else ""
+    say(console, f"Sweep {tree['sweep']} in {tree['folder']}: {tree['state']}{by}", style="bold")
+    said = [f"{count} {OUTCOME_WORDS[outcome]}" for outcome, count in tree["outcomes"].items()]
+    outcomes = f" ({', '.join(said)})" if said else ""
+    trials = f"{tree['trials']} of {tree['planned_trials']} trials have results"
+    say(console, f"{tree['settled_runs']} of {tree['planned_runs']} runs settled{outcomes}; {trials}")
+    for run in tree["active"]:
+        of = "" if run["total_steps"] is None else f"/{run['total_steps']}"
+        numbers = [
+            f"{name} {run[key]:.3f}"
+            for name, key in (("loss", "loss"), ("eval loss", "eval_loss"))
+            if run[key] is not None
+        ]
+        ago = [f"{duration(time.time() - run['updated'])} ago"] if run["updated"] is not None else []
+        point = f"  {point_name(run['point'])}" if run["point"] else ""
+        say(console, f"  {run['run']}{point}  {run['state']}  step {run['step']}{of}  {', '.join([*numbers, *ago])}")
+    if tree["best"] is not None:
+        say(console, f"Best so far: {best_text(tree['best'])}")
+    if tree["eta_seconds"] is not None:
+        say(console, f"About {duration(tree['eta_seconds'])} left")
+    if tree["state"] == "paused":
+        say(console, f"Go on with: {resume}")
+
+
+def best_text(best: Mapping[str, Any]) -> str:
+    """``r=8 alpha_over_r=1: eval_loss 1.3013 ± 0.0083 over 2 seeds (base model 2.9140)``."""
+    from lora_lab.analysis.naming import point_name
+    from lora_lab.analysis.rendering import digits_for
+
+    std = math.nan if best["std"] is None else best["std"]
+    digits = digits_for(std, abs(best["mean"]))
+    over = f" ± {std:.{digits}f} over {best['n']} seeds" if best["n"] > 1 else ""
+    base = "" if best["base"] is None else f" (base model {best['base']:.{digits}f})"
+    return f"{point_name(best['point']) or 'the base settings'}: {best['metric']} {best['mean']:.{digits}f}{over}{base}"
