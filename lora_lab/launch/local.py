@@ -36,14 +36,23 @@ def run(sweep: Sweep, execution: Execution, study: Study, recorder: Recorder, sa
 
 
 def lanes_for(sweep: Sweep, spec: RunSpec, execution: Execution) -> int:
-    """How many runs of ``sweep`` train at once: ``pack.max_lanes``, or what the planner says fits.
+    """How many runs of ``sweep`` on ``spec``'s base train at once: ``pack.max_lanes``, or what the planner says fits.
 
-    Raises:
-        BadInput: not even one run fits into the device's memory.
+    At least one: a run that does not fit after all ends OUT_OF_MEMORY by itself.
     """
     if execution.max_lanes is not None:
         return execution.max_lanes
     wanted = sweep.planned_trials * sweep.repeats
     if device_kind(execution.device) == "cpu":
         wanted = min(wanted, CPU_LANES)
-    return max(1, min(wanted, lanes_that_fit(spec, device_memory(execution.device))))
+    if wanted == 1:
+        return 1
+    points = sweep.space.grid() or [{}]
+    specs = [run for run in map(sweep.base.at, points) if run.model == spec.model]
+    largest = max([spec, *specs], key=_size)
+    return max(1, min(wanted, lanes_that_fit(largest, device_memory(execution.device), device=execution.device)))
+
+
+def _size(spec: RunSpec) -> tuple[int, int]:
+    """Orders runs of one base by the memory they take: tokens in a micro-batch first, then adapter size."""
+    return spec.budget.micro * spec.data.max_length, spec.method.r * len(spec.method.mask)

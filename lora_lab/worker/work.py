@@ -65,9 +65,10 @@ class Worker:
         """Train until nothing is left; ``False`` when it was interrupted and more remains."""
         while (task := self._take()) is not None:
             self._held = task
+            lanes = self.lanes(task.spec)  # before the weights take their share of what is free
             self.say(f"loading {task.spec.model.name} ({task.spec.model.dtype})")
             base = models.load(task.spec.model, device_name(self.device))
-            pack = Pack(base, self.recorder, self, self.lanes(task.spec))
+            pack = Pack(base, self.recorder, self, lanes)
             self.say(f"training up to {pack.max_lanes} runs at once on {base.device}")
             try:
                 for ends in pack.train(lambda m=task.spec.model, b=base, p=pack: self._job(m, b, p)):  # type: ignore[misc]

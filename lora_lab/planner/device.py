@@ -1,0 +1,100 @@
+"""How much memory a device has left for a pack."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from lora_lab.errors import SpecError
+
+_CGROUPS = (
+    ("memory.max", "memory.current", "memory.stat"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+)
+"""Limit, use and statistics of this process's memory group: version 2, then version 1."""
+
+
+def device_memory(device: str = "auto") -> int:
+    """Bytes that a new pack may take on ``device`` now: what is free, within a container's limit.
+
+    ``device`` is ``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises:
+        SpecError: a device that is none of these, or CUDA where there is none.
+    """
+    kind = device_kind(device)
+    if kind == "cpu":
+        import psutil
+
+        free = int(psutil.virtual_memory().available)
+        limit = container_free()
+        return free if limit is None else min(free, limit)
+    import torch
+
+    return int(torch.cuda.mem_get_info(torch.device("cuda" if device == "auto" else device))[0])
+
+
+def device_kind(device: str, present: bool = True) -> str:
+    """``"cpu"`` or ``"cuda"``: what ``device`` comes to on this machine. Raises as :func:`device_memory`.
+
+    With ``present=False`` a CUDA device need not be there: one can plan for another machine.
+    """
+    if device != "auto" and not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise SpecError(f"device: {device!r} is not a device. Use auto, cpu, cuda or cuda:N.")
+    if device == "cpu":
+        return "cpu"
+    if device != "auto" and not present:
+        return "cuda"
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "auto":
+        return "cuda" if count else "cpu"
+    if int(device.partition(":")[2] or 0) >= count:
+        raise SpecError(f"device: {device} is asked for, and torch sees {count} CUDA devices. Use device=cpu or auto.")
+    return "cuda"
+
+
+def container_free(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes left under this container's memory limit; ``None`` where no limit is set.
+
+    File pages that the kernel can drop at once (``inactive_file``) count as free.
+    """
+    for limit_name, used_name, stat_name in _CGROUPS:
+        try:
+            limit = (root / limit_name).read_text().strip()
+            used = int((root / used_name).read_text())
+            stat = dict(line.split()[:2] for line in (root / stat_name).read_text().splitlines())
+        except (OSError, ValueError):
+            continue
+        if limit == "max" or int(limit) >= 1 << 60:
+            return None
+        droppable = int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
+        return max(0, int(limit) - used + droppable)
+    return None
+
+
+def read_size(text: str) -> int:
+    """Bytes of a size as people write it: ``24GB`` (10^9), ``24GiB`` (2^30), ``800MB``, ``1e9``.
+
+    Raises:
+        SpecError: it is not a size.
+    """
+    found = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*(?:([kmgt])(i?)b?|b)?\s*", text, re.IGNORECASE)
+    try:
+        number = float(found[1]) if found else -1.0
+    except ValueError:
+        number = -1.0
+    if found is None or number <= 0:
+        raise SpecError(f"memory: {text!r} is not a size. Write it as 24GB, 16GiB or 800MB.")
+    power = " kmgt".index((found[2] or " ").lower())
+    return int(number * (1024 if found[3] else 1000) ** power)
+
+
+def show_size(size: float) -> str:
+    """Bytes as people read them, in powers of 1000: ``19.84 GB``, ``512 MB``."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if abs(size) >= scale:
+            value = size / scale
+            return f"{value:.2f} {unit}" if unit == "GB" else f"{value:.0f} {unit}"
+    return f"{size:.0f} B"

@@ -1,0 +1,87 @@
+"""Predicted against measured: the training loop's own forward, backward and update, on real tensors."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from lora_lab.engine.forward import Part, token_losses
+from lora_lab.engine.lowrank import Mount
+from lora_lab.methods import attach
+from lora_lab.models import load
+from lora_lab.optim.optimizers import build
+from lora_lab.planner import plan
+from lora_lab.planner.ledger import Ledger
+from lora_lab.spec import ROLES, BudgetSpec, DataSpec, MethodSpec, ModelSpec, OptimizerSpec, RunSpec, pairs
+
+
+def base(dtype):
+    shape = {
+        "model_type": "llama",
+        "hidden_size": 64,
+        "intermediate_size": 192,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 1000,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": True,
+    }
+    return ModelSpec("small", source="random", dtype=dtype, config=pairs(shape))
+
+
+def measured(spec, lanes):
+    """Peak of live tensors over the second step of a pack, weights included, in bytes; its FLOPs; a lane's count."""
+    model = load(spec.model)
+    mount = Mount(model)
+    attachments = [attach(model, spec.method, seed) for seed in range(lanes)]
+    parameters = [list(attachment.parameters().values()) for attachment in attachments]
+    optimizers = [build(spec.optimizer, mine) for mine in parameters]
+    ledger = Ledger()
+    for tensor in (*model.model.parameters(), *model.model.buffers(), *(p for mine in parameters for p in mine)):
+        ledger.book(tensor, "there before")
+    length = spec.data.max_length
+    sequences = [(np.zeros(length, dtype=np.int64), np.ones(length, dtype=bool))] * spec.budget.micro
+
+    def step():
+        parts = [Part(attachment, sequences, torch.Generator().manual_seed(0)) for attachment in attachments]
+        sum(lane.losses.sum() for lane in token_losses(mount, parts)).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    for attachment in attachments:
+        mount.mount(attachment)
+    with ledger:
+        step()
+        ledger.crests.clear()
+        ledger.flops = 0
+        step()
+    return max(crest.own for crest in ledger.crests), ledger.flops, attachments[0].count
+
+
+BASIC = RunSpec(base("bfloat16"), data=DataSpec(max_length=64), budget=BudgetSpec(batch_size=4))
+
+
+@pytest.mark.parametrize(
+    ("spec", "lanes"),
+    [
+        (BASIC, 1),
+        (replace(BASIC, method=MethodSpec(r=64, roles=ROLES)), 1),
+        (replace(BASIC, method=MethodSpec(r=64, roles=ROLES), optimizer=OptimizerSpec("sgd")), 1),
+        (replace(BASIC, method=MethodSpec(roles=ROLES, dropout=0.1)), 1),
+        (replace(BASIC, data=DataSpec(max_length=200), method=MethodSpec(roles=("key", "mlp"))), 1),
+        (replace(BASIC, model=base("float32"), method=MethodSpec(roles=("projection", "head"))), 1),
+        (replace(BASIC, method=MethodSpec(roles=("value", "mlp", "head"), layers=(0, 2))), 1),
+        (BASIC, 3),
+        (replace(BASIC, model=base("float32"), method=MethodSpec(r=64, roles=ROLES)), 3),
+    ],
+    ids=["q+v", "all r=64", "all r=64 sgd", "dropout", "long", "float32", "two layers", "3 lanes", "3 lanes all r=64"],
+)
+def test_the_predicted_peak_is_the_measured_one(spec, lanes):
+    bytes_there, flops_there, count = measured(spec, lanes)
+    found = plan(spec, memory=10**9, device="cpu", lanes=lanes)
+    assert found.trainable_parameters == count
+    assert found.peak_bytes == pytest.approx(bytes_there, rel=0.02)
+    assert found.flops_per_step == pytest.approx(flops_there, rel=0.02)

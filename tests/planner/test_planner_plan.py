@@ -1,0 +1,295 @@
+"""A plan's counts are exact, its bytes follow what they should follow, and a run that does not fit is told why."""
+
+import resource
+import sys
+from dataclasses import replace
+
+import pytest
+
+from lora_lab.errors import MethodError, ModelError, SpecError
+from lora_lab.models import load_meta, role_modules
+from lora_lab.planner import lanes_that_fit, plan
+from lora_lab.planner.adapters import parameters_by_role, targets
+from lora_lab.planner.prediction import HEADROOM
+from lora_lab.planner.step import PARTS, SHARED
+from lora_lab.spec import ROLES, BudgetSpec, DataSpec, MethodSpec, ModelSpec, OptimizerSpec, RunSpec, pairs
+
+GB = 10**9
+SHAPE = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 320,
+    "max_position_embeddings": 256,
+}
+LLAMA_2_7B = ModelSpec(
+    "llama2_7b",
+    path="meta-llama/Llama-2-7b-hf",
+    config=pairs(
+        {
+            "model_type": "llama",
+            "hidden_size": 4096,
+            "intermediate_size": 11008,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 32,
+            "vocab_size": 32000,
+            "max_position_embeddings": 4096,
+            "tie_word_embeddings": False,
+        }
+    ),
+)
+
+
+def model(kind="llama", dtype="bfloat16", **changes):
+    fields = SHAPE | {"model_type": kind, "tie_word_embeddings": True} | changes
+    return ModelSpec(kind, source="random", dtype=dtype, config=pairs(fields))
+
+
+def spec(base=None, roles=("query", "value"), r=8, rows=4, batch=None, length=32, optimizer="adamw", **method):
+    return RunSpec(
+        base or model(),
+        data=DataSpec(max_length=length),
+        method=MethodSpec(r=r, roles=roles, **method),
+        optimizer=OptimizerSpec(optimizer),
+        budget=BudgetSpec(batch_size=batch or rows, micro_batch_size=rows),
+    )
+
+
+def planned(run, **options):
+    return plan(run, **({"memory": GB, "device": "cpu"} | options))
+
+
+def big(**changes):
+    return spec(LLAMA_2_7B, rows=1, batch=128, length=1304, **changes)
+
+
+@pytest.mark.parametrize(
+    ("roles", "r", "count"),
+    [(("query", "value"), 8, 4_194_304), (ROLES, 8, 20_277_248), (ROLES, 16, 40_554_496), (ROLES, 256, 648_871_936)],
+)
+def test_trainable_parameters_of_llama_2_7b_are_exact(llama, roles, r, count):
+    method = MethodSpec(r=r, roles=roles)
+    by_role = parameters_by_role(targets(llama, role_modules(llama, LLAMA_2_7B), method, "llama"), method)
+    assert set(by_role) == set(roles)
+    assert sum(by_role.values()) == count
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return load_meta(LLAMA_2_7B)
+
+
+def test_a_plan_of_llama_2_7b_is_near_the_21_33_gb_that_were_measured():
+    """The measurement: one A100, query and value, r=8, AdamW, bfloat16, 1 x 1304 tokens."""
+    found = planned(big(), memory=80 * GB, device="cuda")
+    assert found.trainable_parameters == sum(found.by_role.values()) == 4_194_304
+    assert found.total_parameters == 6_738_415_616
+    assert found.peak_bytes == pytest.approx(21.33 * GB, rel=0.10)
+    assert found.parts["weights"] == pytest.approx(2 * 6_738_415_616, rel=1e-4)  # and some rotary frequencies
+    assert found.flops_per_step == pytest.approx(128 * 4 * 6_738_415_616 * 1304, rel=0.10)
+
+
+def test_planning_a_7b_model_allocates_next_to_nothing():
+    scale = 1 if sys.platform == "darwin" else 1024
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+    planned(big(r=4, optimizer="sgd"))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale - before < 0.2 * GB
+
+
+def test_the_parts_add_up_to_the_peak():
+    found = planned(spec(roles=ROLES), lanes=3)
+    assert tuple(found.parts) == PARTS
+    assert sum(found.parts.values()) == found.peak_bytes
+
+
+def test_adapter_gradient_and_optimizer_bytes_are_their_formulas():
+    count = 4 * planned(spec()).trainable_parameters  # float32
+    adam, momentum, sgd = (
+        planned(replace(spec(batch=8), optimizer=optimizer)).parts
+        for optimizer in (OptimizerSpec(), OptimizerSpec("sgd", momentum=0.9), OptimizerSpec("sgd"))
+    )
+    assert [parts["adapters"] for parts in (adam, momentum, sgd)] == [count] * 3
+    assert adam["optimizer"] == pytest.approx(2 * count, rel=0.02)  # and a step counter a tensor
+    assert momentum["optimizer"] == count
+    assert sgd["optimizer"] == 0
+    assert count <= adam["gradients"] < 1.5 * count  # accumulated ones, and a new one now and then
+
+
+def test_a_float64_base_has_float64_adapters():
+    narrow, wide = planned(spec(model(dtype="float32"))), planned(spec(model(dtype="float64")))
+    assert wide.parts["adapters"] == 2 * narrow.parts["adapters"]
+    assert wide.parts["weights"] == pytest.approx(2 * narrow.parts["weights"], rel=0.01)
+
+
+def test_a_tied_head_is_resident_twice_but_counted_once():
+    tied, untied = planned(spec(model())), planned(spec(model(tie_word_embeddings=False)))
+    assert untied.total_parameters - tied.total_parameters == 320 * 64
+    assert untied.parts["weights"] == tied.parts["weights"]
+
+
+def test_activations_follow_rows_and_length():
+    small, rows, long = (planned(s).parts["activations"] for s in (spec(), spec(rows=8), spec(length=64)))
+    assert rows == pytest.approx(2 * small, rel=0.05)
+    assert 2 * small < long < 4.2 * small  # attention's share grows with the square
+
+
+def test_dropout_keeps_its_masks():
+    assert planned(spec(dropout=0.1)).parts["activations"] > planned(spec()).parts["activations"]
+
+
+def test_fewer_supervised_tokens_mean_fewer_logits():
+    assert planned(spec(), supervised=4).parts["logits"] < 0.3 * planned(spec()).parts["logits"]
+
+
+def test_shorter_data_counts_below_max_length_and_never_above():
+    assert planned(spec(length=64), length=32) == planned(spec(length=32))
+    assert planned(spec(length=32), length=64) == planned(spec(length=32))
+
+
+def test_flops_follow_the_batch_and_not_the_micro_batch():
+    whole, parts = planned(spec(rows=8, batch=8)), planned(spec(rows=2, batch=8))
+    assert parts.flops_per_step == pytest.approx(whole.flops_per_step)
+    assert planned(spec(), lanes=2).flops_per_step == 2 * planned(spec()).flops_per_step
+
+
+def test_flops_are_those_of_the_matrix_products():
+    run = spec(roles=(), rows=1, length=32, batch=1)
+    inner = 2 * (64 * (64 + 2 * 32 + 64) + 3 * 64 * 128)
+    attention = 2 * 4 * 4 * 32 * 32 * 16
+    assert planned(run).flops_per_step == 2 * 32 * inner + attention + 2 * 31 * 64 * 320
+
+
+def test_an_empty_mask_trains_nothing():
+    found = planned(spec(roles=()))
+    assert (found.trainable_parameters, found.by_role, found.parts["optimizer"]) == (0, {}, 0)
+    assert found.peak_bytes < planned(spec()).peak_bytes
+
+
+def test_layers_limit_the_adapter():
+    assert planned(spec(layers=(1,))).trainable_parameters * 2 == planned(spec()).trainable_parameters
+    with pytest.raises(MethodError, match="Choose among those"):
+        planned(spec(layers=(7,)))
+
+
+def test_a_role_that_the_model_lacks_is_refused():
+    by_hand = replace(
+        model("mamba", state_size=4, num_hidden_layers=1),
+        roles=pairs({"mlp": ["in_proj"]}),
+        config=pairs(
+            {"model_type": "mamba", "hidden_size": 64, "state_size": 4, "num_hidden_layers": 1, "vocab_size": 320}
+        ),
+    )
+    with pytest.raises(MethodError, match="query"):
+        planned(spec(by_hand))
+
+
+GPT2 = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64, "vocab_size": 320}
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("mistral", {}),
+        ("qwen2", {}),
+        ("qwen3", {"head_dim": 16}),
+        ("gemma", {"head_dim": 16}),
+        ("gemma2", {"head_dim": 16, "sliding_window": 8}),
+        ("gemma3_text", {"head_dim": 16, "sliding_window": 8}),
+        ("phi", {}),
+        ("phi3", {"pad_token_id": 0}),
+        ("gpt_neox", {"num_key_value_heads": None}),
+    ],
+)
+@pytest.mark.parametrize("length", [16, 160])
+def test_every_architecture_is_traced(kind, fields, length):
+    fields = {name: value for name, value in (SHAPE | fields).items() if value is not None}
+    base = ModelSpec(kind, source="random", config=pairs(fields | {"model_type": kind}))
+    found = planned(spec(base, roles=ROLES, length=length, rows=2))
+    assert found.trainable_parameters > 0
+    assert found.parts["activations"] > 0
+
+
+def test_a_fused_matrix_counts_once_under_all_its_roles():
+    base = ModelSpec("gpt2", source="random", config=pairs(GPT2 | {"model_type": "gpt2"}))
+    found = planned(spec(base, roles=("query", "key", "value", "projection"), length=16))
+    assert found.by_role == {"query+key+value": 2 * 8 * (64 + 192), "projection": 2 * 8 * (64 + 64)}
+    with pytest.raises(ModelError, match="c_attn"):
+        planned(spec(base, roles=("query",), length=16))
+
+
+def test_attention_scores_are_kept_for_short_sequences_on_a_cpu_only():
+    cpu, cuda = (planned(spec(length=64), device=device).parts["activations"] for device in ("cpu", "cuda"))
+    assert cuda < cpu
+    short, long = (planned(spec(length=n), device="cpu").parts["activations"] for n in (128, 129))
+    assert long < short
+
+
+def test_lanes_share_the_weights_and_nothing_that_trains():
+    one, four = planned(spec()), planned(spec(), lanes=4)
+    for part in PARTS:
+        if part in SHARED:
+            assert four.parts[part] <= one.parts[part]
+        else:
+            assert four.parts[part] <= 4 * one.parts[part]
+    assert four.parts["adapters"] == 4 * one.parts["adapters"]
+
+
+def test_lanes_that_fit_is_the_largest_plan_that_fits():
+    run = spec(r=64, roles=ROLES)
+    memory = 50 * 10**6
+    lanes = lanes_that_fit(run, memory, device="cpu")
+    assert lanes > 2
+    assert planned(run, memory=memory, lanes=lanes).fits
+    assert not planned(run, memory=memory, lanes=lanes + 1).fits
+    assert planned(run, memory=memory).lanes_that_fit == lanes
+
+
+def test_what_does_not_fit_says_why_and_what_would():
+    run = spec(rows=8, length=64)
+    memory = int(planned(run).peak_bytes / (1 - HEADROOM) * 0.7)
+    found = planned(run, memory=memory)
+    assert not found.fits
+    assert found.lanes_that_fit == 0
+    cause, *remedies = found.reasons
+    assert "one lane needs" in cause
+    assert "activations" in cause
+    assert remedies == ["budget.micro_batch_size=4 fits", "data.max_length=32 fits"]
+    for remedy, run in ((remedies[0], spec(rows=4, batch=8, length=64)), (remedies[1], spec(rows=8, length=32))):
+        assert planned(run, memory=memory).fits, remedy
+
+
+def test_too_many_lanes_are_told_how_many_fit():
+    memory = int(planned(spec(), lanes=3).peak_bytes / (1 - HEADROOM)) + 10
+    assert planned(spec(), lanes=5, memory=memory).reasons[1:] == ("pack.max_lanes=3 fits",)
+
+
+def test_a_hopeless_run_is_told_so():
+    found = planned(spec(), memory=10_000)
+    assert not found.fits
+    assert "use a smaller model or a larger device" in found.reasons[-1]
+
+
+def test_the_memory_of_this_machine_is_the_default():
+    assert plan(spec(), device="cpu").memory > 10**6
+
+
+def test_no_lanes_is_refused():
+    with pytest.raises(SpecError, match="lanes: must be 1 or more"):
+        planned(spec(), lanes=0)
+
+
+def test_a_plan_is_json():
+    tree = planned(spec()).to_tree()
+    assert set(tree) >= {
+        "trainable_parameters",
+        "total_parameters",
+        "peak_bytes",
+        "parts",
+        "flops_per_step",
+        "lanes_that_fit",
+        "fits",
+        "reasons",
+    }
