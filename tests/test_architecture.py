@@ -4,7 +4,6 @@ import importlib
 import os
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 
@@ -60,14 +59,8 @@ def test_the_public_names_of_a_room_are_there(room):
 HELP = "import sys; from lora_lab.cli.main import main; code = main({argv}); assert code == 0, code"
 
 
-def test_help_is_light_and_quick():
+def test_help_loads_nothing_heavy():
     assert loaded(HELP.format(argv=["--help"])) == set()
-    best = 9.0
-    for _ in range(5):
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "lora_lab.cli.main", "--help"], check=True, capture_output=True)
-        best = min(best, time.perf_counter() - start)
-    assert best < 0.5
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -110,10 +103,17 @@ def test_the_wheel_answers_in_an_empty_folder(wheel, tmp_path):
     empty.mkdir()
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(inside)
-    command = [sys.executable, "-m", "lora_lab.cli.main", "plan", "rank_alpha", "model=tiny", "--memory=1GB", "--json"]
-    done = subprocess.run(
-        command, cwd=empty, env=os.environ | {"PYTHONPATH": str(inside)}, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert '"fits": true' in done.stdout
+
+    def lora_lab(*words):
+        command = [sys.executable, "-m", "lora_lab.cli.main", *words]
+        there = os.environ | {"PYTHONPATH": str(inside)}
+        done = subprocess.run(command, cwd=empty, env=there, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert '"fits": true' in lora_lab("plan", "rank_alpha", "model=tiny", "--memory=1GB", "--json")
     assert not list(empty.iterdir())
+    small = ("data.train_size=16", "data.eval_size=4", "budget.steps=2", "sweep.space.method.r=[2,4]")
+    said = lora_lab("sweep", "rank_alpha", "model=tiny", "tracking=none", *small)
+    assert "base model" in said
+    assert len(list((empty / "runs" / "rank_alpha" / "runs").glob("*/result.json"))) == 12

@@ -255,6 +255,7 @@ def check_storage(execution: Execution) -> Iterator[Check]:
 
 def check_tracking(execution: Execution) -> Iterator[Check]:
     """Whether the MLflow store answers, and the command that opens its UI."""
+    from lora_lab.cli.commands import typed
     from lora_lab.tracking import check, redact, resolve_uri, ui_command
 
     if execution.tracking.name == "none":
@@ -262,7 +263,7 @@ def check_tracking(execution: Execution) -> Iterator[Check]:
         return
     check(execution.tracking)
     uri = resolve_uri(execution.tracking)
-    yield Check("tracking", "ok", f"{redact(uri)}; open it with `{' '.join(map(redact, ui_command(uri)))}`")
+    yield Check("tracking", "ok", f"{redact(uri)}; open it with `{redact(typed(ui_command(uri)))}`")
 
 
 def _guarded(name: str, section: Callable[[], Iterator[Check]]) -> Iterator[Check]:

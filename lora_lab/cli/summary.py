@@ -5,7 +5,6 @@ The last thing ``lora-lab sweep`` prints; ``lora-lab report`` is made of the sam
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +21,7 @@ from lora_lab.analysis import (
 )
 from lora_lab.analysis.grouping import BASE_METRICS
 from lora_lab.analysis.naming import OUTCOME_WORDS
+from lora_lab.cli.commands import typed
 from lora_lab.spec import SETTLED, Outcome
 
 if TYPE_CHECKING:
@@ -101,13 +101,12 @@ def best_lines(record: SweepRecord, frame: pd.DataFrame, best: Best) -> list[str
 
 def next_commands(record: SweepRecord, settled: int, mlflow_ui: str | None) -> list[tuple[str, str]]:
     """Commands worth trying now, each with what it does."""
-    name = shlex.quote(called(record))
     again = resume_command(record)
     commands = []
     if settled < record.planned_runs:
         commands.append((again, "go on where it stopped"))
     if settled:
-        commands.append((f"lora-lab report {name}", "consistency; --csv, --markdown, --json"))
+        commands.append((typed(["lora-lab", "report", called(record)]), "consistency; --csv, --markdown, --json"))
     if mlflow_ui is not None:
         commands.append((mlflow_ui, "every loss curve, in MLflow"))
     if settled >= record.planned_runs:
@@ -119,7 +118,7 @@ def next_commands(record: SweepRecord, settled: int, mlflow_ui: str | None) -> l
 def resume_command(record: SweepRecord) -> str:
     """The command that goes on with the sweep: by its own resolved configuration where that lies in its folder."""
     config = record.folder / "config.yaml"
-    return f"lora-lab sweep {shlex.quote(str(config) if config.is_file() else called(record))}"
+    return typed(["lora-lab", "sweep", str(config) if config.is_file() else called(record)])
 
 
 def called(record: SweepRecord) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lora_lab.cli.commands import typed
 from lora_lab.errors import Interrupted, RunFailed
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         left = counts.planned_runs - counts.runs
         if left > 0:
             _check_input(composed)
-            _train(composed, study, console, shlex.join(["lora-lab", "sweep", args.sweep, *overrides]))
+            _train(composed, study, console, typed(["lora-lab", "sweep", args.sweep, *overrides]))
         else:
             console.print(f"Nothing is left to do: all {counts.planned_runs} runs are settled.", soft_wrap=True)
             _catch_up(composed, console)
@@ -136,7 +136,7 @@ def _say_store(composed: Composed, console: Console) -> None:
     console.print(f"sweep   {composed.execution.folder}", soft_wrap=True)
     if composed.execution.tracking.name == "mlflow":
         uri = resolve_uri(composed.execution.tracking)
-        console.print(f"MLflow  {redact(uri)}   (open it with: {redact(shlex.join(ui_command(uri)))})", soft_wrap=True)
+        console.print(f"MLflow  {redact(uri)}   (open it with: {redact(typed(ui_command(uri)))})", soft_wrap=True)
 
 
 def _finish(composed: Composed, console: Console) -> None:
@@ -148,9 +148,10 @@ def _finish(composed: Composed, console: Console) -> None:
 
     folder = Path(composed.execution.folder)
     tracked = composed.execution.tracking.name == "mlflow"
-    ui = redact(shlex.join(ui_command(resolve_uri(composed.execution.tracking)))) if tracked else None
+    ui = redact(typed(ui_command(resolve_uri(composed.execution.tracking)))) if tracked else None
     print_summary(console, folder, ui)
     outcomes = load_results(folder)["outcome"]
     failed = int(outcomes.isin([str(Outcome.FAILED), str(Outcome.OUT_OF_MEMORY)]).sum())
     if failed:
-        raise RunFailed(f"{failed} of {len(outcomes)} runs failed; see above, or: lora-lab report {folder} --csv")
+        look = typed(["lora-lab", "report", str(folder), "--csv"])
+        raise RunFailed(f"{failed} of {len(outcomes)} runs failed; see above, or: {look}")

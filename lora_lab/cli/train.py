@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lora_lab.cli.commands import typed
 from lora_lab.errors import ConfigError, Interrupted, RunFailed
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def train(job: Job) -> RunResult:
             recorder = Tee([Spool(job.folder), progress])
             result = train_one(job.spec, job.folder, device=job.device, recorder=recorder, say=progress.say)
     except Interrupted as error:
-        again = shlex.join(["lora-lab", "train", *job.overrides, f"hydra.run.dir={job.folder}"])
+        again = typed(["lora-lab", "train", *job.overrides, f"hydra.run.dir={job.folder}"])
         raise Interrupted(f"Interrupted; the checkpoint is kept. Go on with: {again}") from error
     write_json(job.folder / "result.json", result.to_tree())
     for line in outcome_lines(result, job.folder):

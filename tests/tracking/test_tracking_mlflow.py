@@ -368,7 +368,7 @@ class TestTracker:
         begun = time.monotonic()
         tracker.start()
         training.all()
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < 60  # a blocking call would take minutes
         lag = tracker.close(timeout=30)
         assert lag and lag.runs == 8 and lag.metrics == 8 * 7
         assert "127.0.0.1" in lag.error and "s3cret" not in lag.error
@@ -383,7 +383,7 @@ class TestTracker:
             training.all()
             begun = time.monotonic()
             lag = tracker.close(timeout=1)
-            assert time.monotonic() - begun < 3
+            assert time.monotonic() - begun < 30  # it was given one
             assert lag.runs == 8
 
     def test_a_store_that_comes_back_gets_everything(
