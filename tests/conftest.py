@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command import LORA_LAB, environment
 
 from lora_lab.files import write_json
 from lora_lab.spec import (
@@ -103,3 +105,21 @@ def fabricate(tmp_path: Path) -> Callable[..., Sweep]:
         return sweep
 
     return write
+
+
+@pytest.fixture
+def lora_lab(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """``lora_lab("sweep", …)`` in the test's own folder."""
+
+    def run(*words: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [LORA_LAB, *words],
+            cwd=tmp_path,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    return run

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-
-import pytest
 
 LORA_LAB = str(Path(sys.executable).with_name("lora-lab"))
 
@@ -29,21 +25,3 @@ SMALL = (
 def environment(**more: str) -> dict[str, str]:
     """This process's environment, with wide plain output and one thread."""
     return os.environ | {"COLUMNS": "120", "OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": ""} | more
-
-
-@pytest.fixture
-def lora_lab(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """``lora_lab("sweep", …)`` in the test's own folder."""
-
-    def run(*words: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [LORA_LAB, *words],
-            cwd=tmp_path,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
-
-    return run
