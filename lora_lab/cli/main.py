@@ -45,6 +45,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Refuse the arguments."""
+        message = message.removesuffix(", key=value")  # argparse asks for what may be left out, too
         head, _, rest = message.partition("unrecognized arguments: ")
         if rest and not head:
             flags = [flag for action in self._actions for flag in action.option_strings]

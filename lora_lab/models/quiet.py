@@ -1,4 +1,4 @@
-"""Keeps transformers off the terminal while it loads: no progress bars, no advice to users of another program."""
+"""Keeps transformers and the hub off the terminal while they load: no bars, no retries told one by one."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence transformers' warnings and progress bars inside; errors still come as exceptions."""
+    """Silence transformers' and the hub's warnings and progress bars inside; errors still come as exceptions."""
+    from huggingface_hub.utils import logging as hub
     from transformers.utils import logging
 
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    level, bars, hub_level = logging.get_verbosity(), logging.is_progress_bar_enabled(), hub.get_verbosity()
     logging.set_verbosity_error()
+    hub.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
@@ -21,5 +23,6 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.set_verbosity(level)
+        hub.set_verbosity(hub_level)
         if bars:
             logging.enable_progress_bar()

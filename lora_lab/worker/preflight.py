@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -11,7 +10,8 @@ from pathlib import Path
 from lora_lab import data, models
 from lora_lab.errors import SweepFolderError
 from lora_lab.files import folder_errors
-from lora_lab.spec import DataSpec, Mask, ModelSpec, RunSpec, Sweep, to_tree
+from lora_lab.methods import target_modules
+from lora_lab.spec import Mask, MethodSpec, ModelSpec, RunSpec, Sweep
 
 SPARE_BYTES = 64 * 2**20
 """Free space a sweep's folder must have beside its adapters."""
@@ -36,16 +36,33 @@ def check_folder(folder: Path, need: int = 0) -> None:
 
 
 def check_runs(specs: Iterable[RunSpec]) -> None:
-    """Check every data set and every base model (with all masks asked of it) that ``specs`` name, each once."""
-    datasets: dict[str, DataSpec] = {}
+    """Check every data set, base model, mask and layer subset that ``specs`` name, each once, loading no weights.
+
+    Data is tokenised here, into the cache that the worker reads, because only then is it known to be enough.
+
+    Raises:
+        DataError, ModelError, MethodError: what cannot be used, and how to mend it.
+    """
+    specs = list(specs)
+    for dataset in dict.fromkeys(spec.data for spec in specs):
+        data.check(dataset)
     masks: dict[ModelSpec, set[Mask]] = {}
     for spec in specs:
-        datasets[json.dumps(to_tree(spec.data), sort_keys=True)] = spec.data
         masks.setdefault(spec.model, set()).add(spec.method.mask)
-    for dataset in datasets.values():
-        data.check(dataset)
     for model, wanted in masks.items():
         models.check(model, sorted(wanted))
+        _check_layers(model, [spec.method for spec in specs if spec.model == model])
+        tokenizer = models.load_tokenizer(model)
+        for dataset in dict.fromkeys(spec.data for spec in specs if spec.model == model):
+            data.load(dataset, tokenizer, cache=models.cache_folder() / "tokens")
+
+
+def _check_layers(model: ModelSpec, methods: Iterable[MethodSpec]) -> None:
+    subsets = list(dict.fromkeys(method for method in methods if method.layers))
+    if subsets:
+        roles = models.role_modules(models.load_meta(model), model)
+        for method in subsets:
+            target_modules(roles, method, model.name)
 
 
 def points_to_check(sweep: Sweep) -> list[RunSpec]:

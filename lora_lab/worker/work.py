@@ -69,7 +69,8 @@ class Worker:
             self.say(f"loading {task.spec.model.name} ({task.spec.model.dtype})")
             base = models.load(task.spec.model, device_name(self.device))
             pack = Pack(base, self.recorder, self, lanes)
-            self.say(f"training up to {pack.max_lanes} runs at once on {base.device}")
+            if lanes > 1:
+                self.say(f"training up to {lanes} runs at once on {base.device}")
             try:
                 for ends in pack.train(lambda m=task.spec.model, b=base, p=pack: self._job(m, b, p)):  # type: ignore[misc]
                     self._settle(ends, base, pack)

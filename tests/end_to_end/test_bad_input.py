@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
+from permissions import ordinary
 
 from lora_lab.cli.main import main
 
@@ -56,6 +56,9 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (("sweep", "rank_alpha", "sampler=tpe"), ("sweep.trials",)),
         (("sweep", "rank_alpha", "sampler=greed"), ("greed", "grid")),
         (("sweep", "rank_alpha", "device=gpu"), ("device", "gpu")),
+        (("sweep", "rank_alpha", "model=tiny", "method.layers=[0,7]"), ("method.layers", "7", "layers 0 to 1")),
+        (("sweep", "rank_alpha", "data.tasks=[sortign]"), ("data.tasks", "sorting")),
+        (("sweep", "rank_alpha", "data.max_length=2"), ("data.max_length",)),
         (("sweep", "rank_alpha", "pack.max_lanes=0"), ("pack.max_lanes",)),
         (("sweep", "rank_alpha", "sweep.storage=postgresql+psycopg://nobody@127.0.0.1:1/none"), ("127.0.0.1",)),
         (("sweep", "rank_alpha", "tracking=mlflow", "tracking.uri=http://127.0.0.1:1"), ("127.0.0.1:1",)),
@@ -93,11 +96,19 @@ def test_bad_data_files(text: str, said: tuple[str, ...], capsys: pytest.Capture
     assert not Path("runs/rank_alpha").exists()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read and write anything")
+def test_too_little_text(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("text.txt").write_text("One line is not enough to train on and to hold out.")
+    message = refused(capsys, "sweep", "rank_alpha", *TINY, "data=text", "data.path=text.txt")
+    assert "text.txt" in message and "data.eval_path" in message
+    assert not Path("runs").exists()
+
+
 def test_unreadable_data_file(capsys: pytest.CaptureFixture[str]) -> None:
     Path("data.jsonl").write_text(json.dumps(GOOD))
     Path("data.jsonl").chmod(0)
-    assert "data.jsonl" in refused(capsys, "train", "model=tiny", "data=alpaca", "data.path=data.jsonl")
+    with ordinary():
+        message = refused(capsys, "train", "model=tiny", "data=alpaca", "data.path=data.jsonl")
+    assert "data.jsonl" in message and "permissions" in message
 
 
 def model_folder(folder: Path, config: dict[str, object], **specials: str) -> str:
@@ -126,15 +137,16 @@ def test_a_tokenizer_without_pad_token(capsys: pytest.CaptureFixture[str], tmp_p
     assert "pad" in message and "</s>" in message
 
 
-@pytest.mark.parametrize("where", ["a file", "read-only"])
+@pytest.mark.parametrize("where", ["a file", "read-only", "nowhere"])
 def test_a_folder_that_cannot_be_written(where: str, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = "/proc/lora-lab" if where == "nowhere" else "taken/sweep"
     if where == "a file":
         Path("taken").write_text("not a folder")
-        folder = "taken/sweep"
     else:
-        folder = "/proc/lora-lab"
-    message = refused(capsys, "sweep", "rank_alpha", *TINY, f"sweep.dir={folder}")
-    assert folder.split("/")[0] in message and "sweep.dir" in message
+        Path("taken").mkdir(mode=0o500)
+    with ordinary():
+        message = refused(capsys, "sweep", "rank_alpha", *TINY, f"sweep.dir={folder}")
+    assert folder in message and "sweep.dir" in message
 
 
 def test_a_full_disk(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

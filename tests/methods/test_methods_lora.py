@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from permissions import ordinary
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -312,10 +313,9 @@ def test_saving_again_replaces_whole_files_and_is_the_same_each_time(
     assert (tmp_path / "adapter_model.safetensors").read_bytes() != first["adapter_model.safetensors"]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_cannot_be_written_is_refused(tiny_base: Base, tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(SweepFolderError, match="No permission"):
+    with ordinary(), pytest.raises(SweepFolderError, match="No permission"):
         attach(tiny_base(), MethodSpec(), 0).save(tmp_path / "adapter", base_name="x")
 
 
