@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from transformers import DynamicCache
 
-from lora_lab.engine.lowrank import Mount, Share
 from lora_lab.methods import Attachment
+from lora_lab.packing.lowrank import Mount, Share
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import psutil
 import torch
 
-from lora_lab.engine.forward import Sequences
 from lora_lab.methods import Attachment
 from lora_lab.models import BaseModel
+from lora_lab.packing.inputs import Sequences, count_targets
 
 
 class Flops:
@@ -33,7 +33,7 @@ class Flops:
     def forward(self, sequences: Sequences, attachment: Attachment | None) -> float:
         """One forward of ``sequences`` through the base and one lane's low-rank paths."""
         tokens = sum(len(ids) for ids, _ in sequences)
-        targets = sum(int(supervised[1:].sum()) for _, supervised in sequences)
+        targets = count_targets(sequences)
         squares = sum(len(ids) ** 2 for ids, _ in sequences)
         adapter = 2 * attachment.count if attachment is not None else 0
         return float(tokens * (self.body + adapter) + targets * self.head + squares * self.attention)

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from lora_lab.data import Split
-from lora_lab.engine.forward import Part, token_losses
-from lora_lab.engine.lowrank import Mount
 from lora_lab.methods import Attachment
+from lora_lab.packing.forward import Part, token_losses
+from lora_lab.packing.lowrank import Mount
 from lora_lab.spec import EvalMetrics
 
 

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from lora_lab.data import BatchOrder, Split, Tokenised
 from lora_lab.engine import checkpoint
-from lora_lab.engine.forward import Part, Sequences
 from lora_lab.errors import CheckpointError
 from lora_lab.methods import Attachment, attach
 from lora_lab.models import BaseModel
 from lora_lab.optim import optimizers, schedules
+from lora_lab.packing.forward import Part
+from lora_lab.packing.inputs import Sequences
 from lora_lab.spec import EvalMetrics, RunSpec, StepMetrics
 
 TAIL = 0.1

@@ -17,11 +17,12 @@ import torch
 
 from lora_lab.engine.cost import Flops, resident_bytes
 from lora_lab.engine.evaluate import Candidate, evaluate
-from lora_lab.engine.forward import token_losses
 from lora_lab.engine.lane import Lane, LaneJob
-from lora_lab.engine.lowrank import Mount
 from lora_lab.errors import LoraLabError
 from lora_lab.models import BaseModel
+from lora_lab.packing.forward import token_losses
+from lora_lab.packing.inputs import count_targets
+from lora_lab.packing.lowrank import Mount
 from lora_lab.spec import Controller, Outcome, Recorder, StepMetrics, Verdict
 
 CHECKPOINT_SECONDS = 60.0
@@ -142,7 +143,7 @@ class Pack:
         """Accumulate every lane's gradient; returns (mean losses, supervised tokens, tokens, seconds)."""
         started = time.monotonic()
         batches = [list(lane.micro_batches()) for lane in self.lanes]
-        targets = [sum(int(s[1:].sum()) for micro in batch for _, s in micro) for batch in batches]
+        targets = [sum(count_targets(micro) for micro in batch) for batch in batches]
         tokens = [sum(len(ids) for micro in batch for ids, _ in micro) for batch in batches]
         sums = [0.0] * len(self.lanes)
         for turn in range(max(len(batch) for batch in batches)):

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from lora_lab.engine.forward import Part, token_losses
-from lora_lab.engine.lowrank import Mount
 from lora_lab.methods import attach
 from lora_lab.models import load
 from lora_lab.optim.optimizers import build
+from lora_lab.packing.forward import Part, token_losses
+from lora_lab.packing.lowrank import Mount
 from lora_lab.planner import plan
 from lora_lab.planner.ledger import Ledger
 from lora_lab.spec import ROLES, BudgetSpec, DataSpec, MethodSpec, ModelSpec, OptimizerSpec, RunSpec, pairs

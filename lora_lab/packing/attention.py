@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from lora_lab.engine.layout import Bucket, Layout
+from lora_lab.packing.layout import Bucket, Layout
 
 NAME = "lora_lab_packed"
 EAGER_LENGTH = 128
@@ -85,12 +85,14 @@ class _Pick(torch.autograd.Function):
         return out.index_copy_(0, ctx.index, grads[0]), None
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, scaling: float, softcap: float | None, window: int | None) -> Tensor:
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, scaling: float, softcap: float | None, window: int | None, cuda: bool
+) -> Tensor:
     """Causal attention of right-padded ``q (s, h, t, d)`` over ``k, v (s, h_kv, t, d)``; ``(s, h, t, d)``."""
     s, h, t, d = q.shape
     groups = h // k.shape[1]
     windowed = window is not None and window < t
-    if softcap is None and not windowed and (q.is_cuda or t > EAGER_LENGTH):
+    if softcap is None and not windowed and (cuda or t > EAGER_LENGTH):
         return nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=groups > 1)
     q = q.reshape(s, h // groups, groups * t, d)
     scores = torch.matmul(q, k.transpose(2, 3)).mul_(scaling)
@@ -125,7 +127,7 @@ def _packed_attention(
     parts = []
     for bucket in layout.buckets:
         bq, bk, bv = (_Gather.apply(x, bucket) for x in (q, k, v))
-        out = _attend(bq, bk, bv, scaling, softcap, sliding_window)
+        out = _attend(bq, bk, bv, scaling, softcap, sliding_window, layout.kernels == "cuda")
         flat = out.transpose(1, 2).reshape(-1, out.shape[1], out.shape[3])
         parts.append(_Pick.apply(flat, bucket.real))
     return _Pick.apply(torch.cat(parts), layout.restore).unsqueeze(0), None

@@ -14,9 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from lora_lab.methods import Attachment
 from lora_lab.models import BaseModel
+from lora_lab.packing.phases import phase
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +64,10 @@ class _AddLowRank(torch.autograd.Function):
         inner = []
         for lane, A, B in zip(lanes, factors[::2], factors[1::2], strict=True):
             mine = slice(lane.start - first, lane.stop - first)
-            h = (lane.dropped(rows[mine]) @ A.t()).mul_(lane.scaling)
+            with phase("workspace"):
+                dropped = lane.dropped(rows[mine])
+            h = (dropped @ A.t()).mul_(lane.scaling)
+            del dropped
             out[mine].addmm_(h, B.t())
             inner.append(h)
         flat_y[first:last] = out
@@ -83,8 +88,13 @@ class _AddLowRank(torch.autograd.Function):
         out: list[Tensor] = []
         for lane, A, B, h in zip(lanes, factors[::2], factors[1::2], inner, strict=True):
             mine = slice(lane.start - first, lane.stop - first)
-            dh = (g[mine] @ B).mul_(lane.scaling)
-            out += [dh.t() @ lane.dropped(rows[mine]), g[mine].t() @ h]
+            with phase("workspace"):
+                dh = (g[mine] @ B).mul_(lane.scaling)
+                dropped = lane.dropped(rows[mine])
+            with phase("gradients"):
+                out.append(dh.t() @ dropped)
+                del dropped
+                out.append(g[mine].t() @ h)
             if back is not None:
                 torch.mm(dh, A, out=back[mine])
                 if lane.mask is not None:
@@ -97,15 +107,16 @@ class _AddLowRank(torch.autograd.Function):
         return grads[0], dx, None, *out
 
 
-class Mount:
-    """A base model with the low-rank paths of whichever lanes a forward names.
+class Paths:
+    """A model with the low-rank paths of whichever lanes a forward names.
 
-    Only one forward at a time: use :meth:`shares` around it. The base's parameters and module tree stay as
-    they are; modules that carry a path get a forward of their own while this object is mounted.
+    Only one forward at a time: use :meth:`shares` around it. The model's parameters and module tree stay as
+    they are; modules that carry a path get a forward of their own while this object is mounted. The model's tensors
+    need no data.
     """
 
-    def __init__(self, base: BaseModel) -> None:
-        self.base = base
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
         self._shares: Sequence[Share] = ()
         self._mounted: dict[str, nn.Module] = {}
 
@@ -113,7 +124,7 @@ class Mount:
         """Make the modules that ``attachment`` targets ready for lanes."""
         for name in attachment.factors:
             if name not in self._mounted:
-                module = self.base.model.get_submodule(name)
+                module = self.model.get_submodule(name)
                 self._mounted[name] = module
                 module.forward = _PackedForward(self, name, module)
 
@@ -153,13 +164,21 @@ class Mount:
         return _AddLowRank.apply(y, x, lanes, *factors)  # type: ignore[no-any-return]
 
 
+class Mount(Paths):
+    """A resident base model with the low-rank paths of whichever lanes a forward names."""
+
+    def __init__(self, base: BaseModel) -> None:
+        super().__init__(base.model)
+        self.base = base
+
+
 class _PackedForward:
     """A mounted module's forward: its own, then the lanes' paths."""
 
-    def __init__(self, mount: Mount, name: str, module: nn.Module) -> None:
-        self.mount, self.name = mount, name
+    def __init__(self, paths: Paths, name: str, module: nn.Module) -> None:
+        self.paths, self.name = paths, name
         self.own = type(module).forward
         self.module = module
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.mount.add(self.name, self.own(self.module, x), x)
+        return self.paths.add(self.name, self.own(self.module, x), x)

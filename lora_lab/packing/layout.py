@@ -2,7 +2,7 @@
 
 A pack's forward has no padding: the tokens of all sequences of all lanes stand one after another as the
 rows of one ``(1, rows, d)`` tensor, a lane's sequences together. Linear layers, norms and MLPs see only
-rows; attention (:mod:`lora_lab.engine.attention`) sees sequences, gathered into buckets of like length.
+rows; attention (:mod:`lora_lab.packing.attention`) sees sequences, gathered into buckets of like length.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -39,12 +38,24 @@ class Layout:
     Args:
         lengths: tokens of each sequence, in row order.
         groups: how many of the sequences belong to each lane, in row order; they add up.
+        device: where the index tensors are.
+        kernels: ``cpu`` or ``cuda``, whose attention computes it (default: the device's). The planner's tensors
+            have no data and stand on the CPU, also when the pack will train on CUDA.
+
+    Attributes:
+        positions: ``(1, rows)`` position of each token in its sequence.
+        spans: first and past-the-last row of each lane.
+        buckets: the sequences in buckets of like length, longest first.
+        restore: ``(rows,)``: where each row stands when the buckets' real positions are put one after another.
     """
 
-    def __init__(self, lengths: Sequence[int], groups: Sequence[int], device: torch.device) -> None:
+    def __init__(
+        self, lengths: Sequence[int], groups: Sequence[int], device: torch.device, kernels: str | None = None
+    ) -> None:
         assert sum(groups) == len(lengths)
         self.lengths = list(lengths)
         self.device = device
+        self.kernels = kernels or device.type
         starts = [0]
         for length in self.lengths:
             starts.append(starts[-1] + length)
@@ -54,17 +65,12 @@ class Layout:
         for count in groups:
             bounds.append(bounds[-1] + count)
         self.spans: list[tuple[int, int]] = [(starts[a], starts[b]) for a, b in itertools.pairwise(bounds)]
-        """First and past-the-last row of each lane."""
-
-    @cached_property
-    def positions(self) -> Tensor:
-        """``(1, rows)`` position of each token in its sequence."""
         parts = [torch.arange(length) for length in self.lengths]
-        return torch.cat(parts).unsqueeze(0).to(self.device)
+        self.positions = torch.cat(parts).unsqueeze(0).to(device)
+        self.buckets = self._buckets()
+        self.restore = self._restore()
 
-    @cached_property
-    def buckets(self) -> list[Bucket]:
-        """The sequences in buckets of like length, longest first."""
+    def _buckets(self) -> list[Bucket]:
         order = sorted(range(len(self.lengths)), key=lambda i: -self.lengths[i])
         groups: list[list[int]] = []
         used = 0
@@ -80,9 +86,7 @@ class Layout:
             used = self.lengths[i]
         return [self._bucket(members) for members in groups]
 
-    @cached_property
-    def restore(self) -> Tensor:
-        """``(rows,)``: where each row stands when the buckets' real positions are put one after another."""
+    def _restore(self) -> Tensor:
         owners = torch.cat([bucket.owners for bucket in self.buckets])
         order = torch.empty_like(owners)
         order[owners] = torch.arange(self.rows, device=self.device)

@@ -1,0 +1,8 @@
+"""The packed step: the tokens of many lanes as the rows of one forward through one resident, frozen base model.
+
+Nothing here trains. The engine runs this code on tensors with data, the planner runs the same code on tensors
+without, and listens to its phases.
+
+Import what is needed from its modules: :mod:`~lora_lab.packing.inputs` (tokens to index tensors),
+:mod:`~lora_lab.packing.lowrank` (the lanes' paths on the base), :mod:`~lora_lab.packing.forward` (losses out).
+"""
