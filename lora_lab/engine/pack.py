@@ -18,7 +18,7 @@ import torch
 from lora_lab.engine.cost import Flops, resident_bytes
 from lora_lab.engine.evaluate import Candidate, evaluate
 from lora_lab.engine.lane import Lane, LaneJob
-from lora_lab.errors import LoraLabError
+from lora_lab.errors import LoraLabError, OutOfMemory
 from lora_lab.models import BaseModel
 from lora_lab.packing.forward import token_losses
 from lora_lab.packing.inputs import count_targets
@@ -119,16 +119,20 @@ class Pack:
     def _step(self) -> list[LaneEnd]:
         before = [lane.generator.get_state() for lane in self.lanes]
         try:
-            return self._update(*self._gradients())
-        except (torch.OutOfMemoryError, RuntimeError) as error:
+            gradients = self._gradients()
+        except RuntimeError as error:
             if not _out_of_memory(error):
                 raise
             for lane, state in zip(self.lanes, before, strict=True):
                 lane.generator.set_state(state)
                 lane.clear_gradients()
-            if self.base.device.type == "cuda":
-                torch.cuda.empty_cache()
+            self._release()
             return self._shrink(error)
+        return self._update(*gradients)
+
+    def _release(self) -> None:
+        if self.base.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _shrink(self, error: Exception) -> list[LaneEnd]:
         if len(self.lanes) == 1:
@@ -208,7 +212,21 @@ class Pack:
         candidates = [
             Candidate(lane.attachment, lane.held_out, lane.step, lane.spec.evaluation.batch_size) for lane in lanes
         ]
-        for lane, metrics in zip(lanes, evaluate(self.mount, candidates), strict=True):
+        try:
+            found = evaluate(self.mount, candidates)
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+            if len(lanes) == 1:
+                raise OutOfMemory(
+                    f"{lanes[0].run}: too little memory for an evaluation of "
+                    f"{lanes[0].spec.evaluation.batch_size} sequences at once; lower evaluation.batch_size."
+                ) from error
+            self._release()
+            self._evaluate(lanes[: len(lanes) // 2])
+            self._evaluate(lanes[len(lanes) // 2 :])
+            return
+        for lane, metrics in zip(lanes, found, strict=True):
             lane.seconds += metrics.seconds
             lane.flops += self.flops.forward(
                 [lane.held_out.tokens(i) for i in range(len(lane.held_out))], lane.attachment

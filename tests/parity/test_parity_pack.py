@@ -209,3 +209,33 @@ def test_running_out_of_memory_halves_the_pack_and_changes_nothing(
         torch.testing.assert_close(
             torch.tensor(listener.losses(name)), torch.tensor(alone.losses(name)), rtol=1e-9, atol=0
         )
+
+
+def test_an_evaluation_without_memory_for_all_lanes_is_done_in_parts(
+    bases: Callable[..., BaseModel], job: Callable[..., LaneJob], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No step is taken again for it: losses and held-out losses are those of each lane alone."""
+    from lora_lab.engine import pack as pack_module
+
+    base = bases("llama-tied-gqa")
+    real = pack_module.evaluate
+
+    def small(mount: object, candidates: list[object]) -> object:
+        if len(candidates) > 1:
+            raise torch.OutOfMemoryError("device is full")
+        return real(mount, candidates)  # type: ignore[arg-type]
+
+    specs = {n: plain(i) for i, n in enumerate("abc")}
+    alone, listener = Listener(), Listener()
+    run_pack(base, [job(n, s, "solo") for n, s in specs.items()], alone, 1)
+    monkeypatch.setattr(pack_module, "evaluate", small)
+    run_pack(base, [job(n, s, "packed") for n, s in specs.items()], listener, 3)
+    for name in specs:
+        for mine, other in ((listener.losses(name), alone.losses(name)), held_out(listener, alone, name)):
+            torch.testing.assert_close(torch.tensor(mine), torch.tensor(other), rtol=1e-9, atol=0)
+
+
+def held_out(one: Listener, other: Listener, run: str) -> tuple[list[float], list[float]]:
+    """The held-out losses two listeners heard of a run, step by step."""
+    assert [m.step for m in one.evaluations[run]] == [m.step for m in other.evaluations[run]]
+    return [m.loss for m in one.evaluations[run]], [m.loss for m in other.evaluations[run]]
