@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lora_lab.spec import ROLES, Outcome, show
+from lora_lab.spec import Outcome, show
 
 OUTCOME_WORDS: Mapping[str, str] = {
     Outcome.COMPLETED: "completed",
@@ -22,10 +22,6 @@ def value_name(value: Any) -> str:
     """A searched value as people read it: ``8``, ``0.5``, ``query+value``, ``null``."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "null"
-    if isinstance(value, list):
-        value = tuple(value)
-    if isinstance(value, tuple) and value and all(isinstance(v, str) for v in value):
-        return show(value) if set(value) <= set(ROLES) else "+".join(value)
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return str(int(value))
     return show(value)

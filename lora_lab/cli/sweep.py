@@ -101,7 +101,7 @@ def _train(composed: Composed, study: Study, console: Console, command: str) -> 
         with Progress(console, counts.planned_runs, counts.runs, paths=sweep.space.paths) as progress:
             if counts.runs:
                 progress.say(f"going on: {counts.runs} of {counts.planned_runs} runs are settled")
-            finished = local.run(sweep, execution, study, progress, progress.say)
+            finished = local.run(sweep, execution, study, progress, say=progress.say, settled=progress.set_done)
     finally:
         lag = tracker.close()
     if lag:

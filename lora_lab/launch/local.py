@@ -18,8 +18,19 @@ CPU_LANES = 9
 """Lanes at most on a CPU, where more of them only take memory: the base's products are large enough by then."""
 
 
-def run(sweep: Sweep, execution: Execution, study: Study, recorder: Recorder, say: Callable[[str], None]) -> bool:
-    """Train what is left of ``sweep``; ``False`` when it was interrupted and more remains."""
+def run(
+    sweep: Sweep,
+    execution: Execution,
+    study: Study,
+    recorder: Recorder,
+    *,
+    say: Callable[[str], None],
+    settled: Callable[[int], None],
+) -> bool:
+    """Train what is left of ``sweep``; ``False`` when it was interrupted and more remains.
+
+    ``say`` is told what happens, and ``settled`` how many of the sweep's runs are.
+    """
     folder = Path(execution.folder)
     with Interrupt() as interrupt:
         worker = Worker(
@@ -31,6 +42,7 @@ def run(sweep: Sweep, execution: Execution, study: Study, recorder: Recorder, sa
             lanes=lambda spec: lanes_for(sweep, spec, execution),
             device=execution.device,
             say=say,
+            asked=lambda: settled(study.counts().runs),
         )
         return worker.work()
 

@@ -137,8 +137,9 @@ def _random(spec: ModelSpec) -> Any:
 
 
 def _choose_attention(model: Any, device: torch.device) -> None:
-    sdpa = device.type != "cpu" and getattr(model, "_supports_sdpa", False)
-    model.set_attn_implementation("sdpa" if sdpa else "eager")
+    """SDPA where it pays, and for float64, whose mask becomes infinite (a NaN) in the eager softmax in float32."""
+    pays = device.type != "cpu" or model.config.dtype == torch.float64
+    model.set_attn_implementation("sdpa" if pays and getattr(model, "_supports_sdpa", False) else "eager")
 
 
 def _device(device: str) -> torch.device:

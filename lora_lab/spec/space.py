@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_lab.errors import SpaceError, nearest
-from lora_lab.spec.roles import Mask, all_masks, mask_name, mask_of
+from lora_lab.spec.roles import ROLES, Mask, all_masks, mask_name, mask_of
 from lora_lab.spec.run import RunSpec
 from lora_lab.spec.tree import at_path, to_tree
 
@@ -120,9 +120,12 @@ class Space:
 
 
 def show(value: Any) -> str:
-    """A searched value as people read it: ``8``, ``0.5``, ``query+value``."""
+    """A searched value as people read it: ``8``, ``0.5``, ``query+value``, ``addition+dates``, ``none``."""
     if isinstance(value, (tuple, list)):
-        return mask_name(mask_of(value)) if all(isinstance(v, str) for v in value) else str(list(value))
+        if value and set(value) <= set(ROLES):
+            return mask_name(mask_of(value))
+        names = all(isinstance(v, str) for v in value)
+        return "+".join(value) or "none" if names else str(list(value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

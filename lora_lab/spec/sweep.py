@@ -71,6 +71,8 @@ class Sweep:
             raise SpecError(
                 "sweep.objective.metric=exact_match needs evaluation.exact_match=true; nothing is generated otherwise."
             )
+        if self.objective.metric == "exact_match" and self.base.data.name == "text":
+            raise SpecError("sweep.objective.metric=exact_match: data.name=text has no answers; optimise eval_loss.")
         self.space.check(self.base)
         points = self.space.grid()
         if self.sampler.name == "grid" and points is None:

@@ -53,7 +53,9 @@ def base_scores(mount: Mount, spec: RunSpec, tokens: Tokenised, folder: Path) ->
         return BaseScores(**read_json(path)["scores"])
     split = tokens.evaluation
     (metrics,) = evaluate(mount, [Candidate(None, split, 0, spec.evaluation.batch_size)])
-    match = exact_match(mount, [None], split, spec.evaluation)[0].share if spec.evaluation.exact_match else None
+    match = None
+    if spec.evaluation.exact_match and split.generative:
+        match = exact_match(mount, [None], split, spec.evaluation)[0].share
     scores = BaseScores(metrics.loss, metrics.accuracy, match)
     write_json(path, {"of": kept, "scores": to_tree(scores)})
     return scores

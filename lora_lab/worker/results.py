@@ -17,11 +17,17 @@ from lora_lab.worker.bases import BaseScores
 
 
 def exact_matches(mount: Mount, ends: Sequence[LaneEnd]) -> dict[str, ExactMatch]:
-    """Exact match of the completed lanes that ask for it: those on one split are scored together."""
+    """Exact match of the completed lanes that ask for it: those on one split are scored together.
+
+    Running text has no prompts to answer, and no score.
+    """
     groups: dict[tuple[int, Any], list[Lane]] = {}
     for end in ends:
-        if end.lane is not None and end.outcome is Outcome.COMPLETED and end.lane.spec.evaluation.exact_match:
-            groups.setdefault((id(end.lane.held_out), end.lane.spec.evaluation), []).append(end.lane)
+        lane = end.lane
+        if lane is None or end.outcome is not Outcome.COMPLETED:
+            continue
+        if lane.spec.evaluation.exact_match and lane.held_out.generative:
+            groups.setdefault((id(lane.held_out), lane.spec.evaluation), []).append(lane)
     scores: dict[str, ExactMatch] = {}
     for (_, evaluation), lanes in groups.items():
         found = exact_match(mount, [lane.attachment for lane in lanes], lanes[0].held_out, evaluation)

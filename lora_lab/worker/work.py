@@ -46,6 +46,7 @@ class Queue(Protocol):
 class Worker:
     """One process that keeps a pack full until the queue is empty.
 
+    ``asked`` is called whenever the queue was asked: it may have settled copies of a result without handing them out.
     ``folder`` is the sweep's and ``run_folder`` gives a run's; ``lanes`` gives the largest pack for a base model.
     """
 
@@ -57,6 +58,7 @@ class Worker:
     lanes: Callable[[RunSpec], int]
     device: str = "auto"
     say: Callable[[str], None] = lambda text: None
+    asked: Callable[[], None] = lambda: None
     _tasks: dict[str, tuple[Task, float]] = field(default_factory=dict)
     _held: Task | None = None
     _data: dict[str, Tokenised] = field(default_factory=dict)
@@ -94,7 +96,10 @@ class Worker:
 
     def _take(self) -> Task | None:
         task, self._held = self._held, None
-        return task if task is not None else self.queue.next_run()
+        if task is None:
+            task = self.queue.next_run()
+            self.asked()
+        return task
 
     def _job(self, model: ModelSpec, base: BaseModel, pack: Pack) -> LaneJob | None:
         task = self._take()
