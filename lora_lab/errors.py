@@ -13,7 +13,6 @@
     │   ├── SweepFolderError     the sweep's folder: taken, unwritable, full
     │   └── StorageError         a study storage or tracking store that cannot be reached
     ├── RunFailed                a run ended without a result              (exit code 1)
-    │   ├── Diverged             the loss became NaN or infinite
     │   └── OutOfMemory          the device had too little memory for it
     ├── CheckpointError          a checkpoint or adapter file is torn or of another run
     └── Interrupted              the user stopped it; everything is saved  (exit code 130)
@@ -74,10 +73,6 @@ class StorageError(BadInput):
 
 class RunFailed(LoraLabError):
     """A run ended without a result."""
-
-
-class Diverged(RunFailed):
-    """The loss or the gradient of a run became NaN or infinite."""
 
 
 class OutOfMemory(RunFailed):

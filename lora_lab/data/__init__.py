@@ -2,8 +2,7 @@
 
 The road through this room: a *source* reads records (:mod:`lora_lab.data.records`), a *template* renders each one
 to an :class:`Example` (prompt and response), the tokenizer turns it into a row of a :class:`Split`, and
-:class:`BatchOrder` with :func:`collate` feeds the engine. Names are imported when first used; only
-:func:`collate` and :class:`Batch` need torch.
+:class:`BatchOrder` says which rows make which step. Names are imported when first used; none needs torch.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lora_lab.data.batch import Batch, collate
     from lora_lab.data.dataset import check, examples, load
     from lora_lab.data.order import BatchOrder
     from lora_lab.data.records import Example
@@ -20,26 +18,22 @@ if TYPE_CHECKING:
     from lora_lab.data.taskmix import family_names
 
 __all__ = [
-    "Batch",
     "BatchOrder",
     "Example",
     "Split",
     "Tokenised",
     "check",
-    "collate",
     "examples",
     "family_names",
     "load",
 ]
 
 _HOMES = {
-    "Batch": "batch",
     "BatchOrder": "order",
     "Example": "records",
     "Split": "split",
     "Tokenised": "split",
     "check": "dataset",
-    "collate": "batch",
     "examples": "dataset",
     "family_names": "taskmix",
     "load": "dataset",

@@ -54,11 +54,6 @@ class Split:
             self.ids[start : start + length].tolist() for start, length in zip(starts, self.prompt_lengths, strict=True)
         ]
 
-    @property
-    def supervised_tokens(self) -> int:
-        """Targets in the whole split."""
-        return int((self.lengths - self._first_targets).sum())
-
     def tokens(self, i: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Example ``i``: its token ids and which of them are targets, both of shape ``(tokens,)``.
 

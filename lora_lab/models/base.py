@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from lora_lab.errors import ModelError
+from lora_lab.models.loading import loading
 from lora_lab.models.roles import Roles, role_modules
-from lora_lab.models.sources import config_of, hub_options, loading, location
+from lora_lab.models.sources import config_of, hub_options, location
 from lora_lab.models.tokenizer import load_tokenizer
 from lora_lab.models.wheel import prepare
 from lora_lab.spec import ModelSpec

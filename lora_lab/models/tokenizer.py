@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lora_lab.errors import ModelError
-from lora_lab.models.sources import hub_options, loading, location
+from lora_lab.models.loading import loading
+from lora_lab.models.sources import hub_options, location
 from lora_lab.models.wheel import prepare
 from lora_lab.spec import ModelSpec
 

@@ -100,7 +100,7 @@ def _convert(spec: ModelSpec, source: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from lora_lab.models.sources import loading
+    from lora_lab.models.loading import loading
 
     beside = folder.with_suffix(".partial")
     shutil.rmtree(beside, ignore_errors=True)  # of a conversion that was killed; the lock is ours

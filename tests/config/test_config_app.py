@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from lora_lab.config import app
-from lora_lab.errors import BadInput, Diverged
+from lora_lab.errors import BadInput, RunFailed
 
 Done = list[app.Job]
 
@@ -85,7 +85,7 @@ def test_no_job_of_a_multirun_starts_when_one_is_bad(overrides: list[str], messa
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("error", [Diverged("the loss is nan"), ZeroDivisionError("a bug"), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [RunFailed("the loss is nan"), ZeroDivisionError("a bug"), KeyboardInterrupt()])
 def test_what_a_job_raises_arrives_as_it_is_and_ends_all(
     error: BaseException, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_lab.data import BatchOrder, Split, cache, collate, load
+from lora_lab.data import BatchOrder, Split, cache, load
 from lora_lab.data.tokenising import tokenizer_fingerprint
 from lora_lab.errors import DataError, SpecError
 from lora_lab.spec import DataSpec
@@ -69,7 +68,6 @@ def test_every_split_has_at_least_one_target_per_example(tokenizer, tmp_path):
     train = load(spec_of(path, max_length=20), tokenizer).train
     assert all(train.tokens(i)[1].any() for i in range(len(train)))
     assert len(train) + train.dropped == 30
-    assert train.supervised_tokens == sum(int(train.tokens(i)[1].sum()) for i in range(len(train)))
 
 
 def test_nothing_left_to_learn_is_refused_with_the_length_that_would_do(tokenizer, tmp_path):
@@ -253,34 +251,6 @@ def test_taskmix_loads_whole_and_from_the_cache(tokenizer, tmp_path):
 
 
 # --- batches --------------------------------------------------------------------------------------------------------
-
-
-def test_a_batch_is_padded_on_the_right_and_labels_are_not_shifted(tokenizer, tmp_path):
-    path = instructions(tmp_path, ("q", "0"), ("q", "012"))
-    split = load(spec_of(path), tokenizer).train
-    order = sorted(range(2), key=lambda i: len(split.tokens(i)[0]))
-    batch = collate(split, np.array(order), pad_id=260)
-    eos, pad = tokenizer.eos_token_id, 260
-    q, newline, zero, one, two = (tokenizer.convert_tokens_to_ids(sign) for sign in ("q", "Ċ", "0", "1", "2"))
-    assert batch.input_ids.tolist() == [[q, newline, zero, eos, pad, pad], [q, newline, zero, one, two, eos]]
-    assert batch.labels.tolist() == [[-100, -100, zero, eos, -100, -100], [-100, -100, zero, one, two, eos]]
-    assert batch.lengths.tolist() == [4, 6]
-    assert {t.dtype for t in (batch.input_ids, batch.labels, batch.lengths)} == {torch.int64}
-
-
-def test_padding_with_the_end_token_does_not_unlearn_the_end(tokenizer, tmp_path):
-    split = load(spec_of(instructions(tmp_path, ("q", "0"), ("q", "012"))), tokenizer).train
-    batch = collate(split, [0, 1], pad_id=tokenizer.eos_token_id)
-    assert (batch.labels == tokenizer.eos_token_id).sum(dim=1).tolist() == [1, 1]
-
-
-def test_batches_of_nothing_or_of_what_is_not_there_are_bugs(tokenizer, tmp_path):
-    split = load(spec_of(instructions(tmp_path, ("q", "0"))), tokenizer).train
-    with pytest.raises(ValueError, match="at least one example"):
-        collate(split, [], pad_id=0)
-    for i in (1, -1):
-        with pytest.raises(IndexError, match=f"example {i} of 1"):
-            collate(split, [i], pad_id=0)
 
 
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 2**63))
