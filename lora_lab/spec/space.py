@@ -15,7 +15,7 @@ from typing import Any
 from lora_lab.errors import SpaceError, nearest
 from lora_lab.spec.roles import ROLES, Mask, all_masks, mask_name, mask_of
 from lora_lab.spec.run import RunSpec
-from lora_lab.spec.tree import at_path, to_tree
+from lora_lab.spec.tree import to_tree
 
 Point = Mapping[str, Any]
 """One value per searched config path."""
@@ -86,8 +86,7 @@ class Space:
             SpaceError: the path is named, with the nearest one that exists.
             SpecError: a value of a domain that contradicts ``base`` or is out of its range.
         """
-        tree = to_tree(base)
-        known = _leaves(tree)
+        known = _leaves(to_tree(base))
         for path, domain in self.domains:
             if path not in known:
                 raise SpaceError(
@@ -96,10 +95,6 @@ class Space:
                 )
             if path == "seed":
                 raise SpaceError("sweep.space: seeds are repeats, not a domain; use sweep.repeats=N.")
-            try:
-                at_path(tree, path)
-            except KeyError:  # pragma: no cover - _leaves and at_path agree by construction
-                raise SpaceError(f"sweep.space: no config path {path!r}.") from None
             for value in _ends(domain):
                 base.at({path: value})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -74,7 +75,7 @@ class Worker:
             if lanes > 1:
                 self.say(f"training up to {lanes} runs at once on {base.device}")
             try:
-                for ends in pack.train(lambda m=task.spec.model, b=base, p=pack: self._job(m, b, p)):  # type: ignore[misc]
+                for ends in pack.train(partial(self._job, task.spec.model, base, pack)):
                     self._settle(ends, base, pack)
             finally:
                 pack.close()

@@ -349,7 +349,8 @@ def test_the_hubs_own_troubles_are_told_with_a_remedy(monkeypatch, tmp_path):
 
 
 def test_a_local_folder_through_the_real_package(tmp_path):
-    datasets = pytest.importorskip("datasets")  # make setup installs it
+    import datasets
+
     datasets.disable_progress_bars()
     numbered(tmp_path, 12)
     train, evaluation = examples(DataSpec("hf", str(tmp_path)))

