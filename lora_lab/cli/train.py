@@ -112,7 +112,7 @@ def train(job: Job) -> RunResult:
     console = Console(highlight=False, soft_wrap=True)
     try:
         with Progress(console, planned_runs=1, done_runs=0) as progress:
-            recorder = Tee([Spool(job.folder), progress])
+            recorder = Tee([Spool(job.folder, run_folder=lambda run: job.folder), progress])
             result = train_one(job.spec, job.folder, device=job.device, recorder=recorder, say=progress.say)
     except Interrupted as error:
         again = typed(["lora-lab", "train", *job.overrides, f"hydra.run.dir={job.folder}"])

@@ -21,7 +21,9 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +31,14 @@ from lora_lab.errors import LoraLabError
 from lora_lab.files import write_bytes
 from lora_lab.spec import EvalMetrics, RunResult, RunSpec, StepMetrics, to_tree
 
+FILE = "metrics.jsonl"
+
 log = logging.getLogger(__name__)
 
 
 def spool_path(folder: Path, run: str) -> Path:
     """Where the metrics of a run lie, in the sweep's ``folder``."""
-    return folder / "runs" / run / "metrics.jsonl"
+    return folder / "runs" / run / FILE
 
 
 def read_spool(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
@@ -77,9 +81,10 @@ class Spool:
     said once in the log; training goes on. Lines are handed to the operating system at once but not fsynced.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """``folder`` is the sweep's; it need not exist yet."""
+    def __init__(self, folder: Path, run_folder: Callable[[str], Path] | None = None) -> None:
+        """``folder`` is the sweep's; it need not exist yet. ``run_folder`` puts runs elsewhere than under ``runs/``."""
         self.folder = folder
+        self._path = partial(spool_path, folder) if run_folder is None else lambda run: run_folder(run) / FILE
         self.lost: dict[str, int] = {}
         self._files: dict[str, _File] = {}
         self._lock = threading.Lock()
@@ -148,7 +153,7 @@ class Spool:
 
     def _open(self, run: str, keep: Any) -> _File:
         """Open a run's file with only the lines to keep; numbers go on after the highest there was."""
-        path = spool_path(self.folder, run)
+        path = self._path(run)
         try:
             records, _ = read_spool(path)
             size = path.stat().st_size

@@ -37,8 +37,7 @@ def test_a_run_trains_and_says_what_came_of_it(capsys: pytest.CaptureFixture[str
     assert kept["outcome"] == "COMPLETED"
     assert kept["steps"] == 2
     assert f"eval loss    {kept['base_eval_loss']:.4f} -> {kept['eval_loss']:.4f}" in shown
-    (metrics,) = Path("out").rglob("metrics.jsonl")
-    kinds = [json.loads(line)["kind"] for line in metrics.read_text().splitlines()]
+    kinds = [json.loads(line)["kind"] for line in Path("out/metrics.jsonl").read_text().splitlines()]
     assert (kinds[0], kinds.count("step"), kinds[-1]) == ("started", 2, "ended")
     adapter = Path("out").resolve() / kept["adapter"]
     assert f"adapter      {adapter}" in shown
