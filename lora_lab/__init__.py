@@ -5,8 +5,9 @@ The public names are imported when they are first used, so that ``import lora_la
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lora_lab.lazy import names
 
 __version__ = "0.1.0"
 
@@ -17,17 +18,14 @@ if TYPE_CHECKING:
 
 __all__ = ["LoraLabError", "RunResult", "RunSpec", "Space", "Sweep", "__version__", "load_results"]
 
-_HOMES = {
-    "LoraLabError": "lora_lab.errors",
-    "RunResult": "lora_lab.spec",
-    "RunSpec": "lora_lab.spec",
-    "Space": "lora_lab.spec",
-    "Sweep": "lora_lab.spec",
-    "load_results": "lora_lab.analysis",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'lora_lab' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+__getattr__ = names(
+    __name__,
+    {
+        "LoraLabError": "errors",
+        "RunResult": "spec",
+        "RunSpec": "spec",
+        "Space": "spec",
+        "Sweep": "spec",
+        "load_results": "analysis",
+    },
+)

@@ -6,8 +6,9 @@ The public names are imported when they are first used.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lora_lab.lazy import names
 
 if TYPE_CHECKING:
     from lora_lab.analysis.folder import SweepRecord, find_sweep, read_results, read_sweep
@@ -36,28 +37,25 @@ __all__ = [
     "results_frame",
 ]
 
-_HOMES = {
-    "ICC": "reliability",
-    "AblationTable": "tables",
-    "Best": "grouping",
-    "Cell": "tables",
-    "Configuration": "grouping",
-    "Consistency": "reliability",
-    "SweepRecord": "folder",
-    "ablation_table": "tables",
-    "best_configuration": "grouping",
-    "configurations": "grouping",
-    "consistency": "reliability",
-    "find_sweep": "folder",
-    "icc1": "reliability",
-    "load_results": "frame",
-    "read_results": "folder",
-    "read_sweep": "folder",
-    "results_frame": "frame",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'lora_lab.analysis' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"lora_lab.analysis.{_HOMES[name]}"), name)
+__getattr__ = names(
+    __name__,
+    {
+        "ICC": "reliability",
+        "AblationTable": "tables",
+        "Best": "grouping",
+        "Cell": "tables",
+        "Configuration": "grouping",
+        "Consistency": "reliability",
+        "SweepRecord": "folder",
+        "ablation_table": "tables",
+        "best_configuration": "grouping",
+        "configurations": "grouping",
+        "consistency": "reliability",
+        "find_sweep": "folder",
+        "icc1": "reliability",
+        "load_results": "frame",
+        "read_results": "folder",
+        "read_sweep": "folder",
+        "results_frame": "frame",
+    },
+)

@@ -5,8 +5,9 @@ The names below are imported when they are first used: importing this room loads
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lora_lab.lazy import names
 
 if TYPE_CHECKING:
     from lora_lab.config.app import run_app
@@ -15,18 +16,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Composed", "compose_run", "compose_sweep", "conf_folder", "run_app", "sweep_names", "sweeps_folder"]
 
-_HOMES = {
-    "Composed": "lora_lab.config.compose",
-    "compose_run": "lora_lab.config.compose",
-    "compose_sweep": "lora_lab.config.compose",
-    "conf_folder": "lora_lab.config.places",
-    "run_app": "lora_lab.config.app",
-    "sweep_names": "lora_lab.config.places",
-    "sweeps_folder": "lora_lab.config.places",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'lora_lab.config' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+__getattr__ = names(
+    __name__,
+    {
+        "Composed": "compose",
+        "compose_run": "compose",
+        "compose_sweep": "compose",
+        "conf_folder": "places",
+        "run_app": "app",
+        "sweep_names": "places",
+        "sweeps_folder": "places",
+    },
+)

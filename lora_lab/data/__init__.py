@@ -7,8 +7,9 @@ to an :class:`Example` (prompt and response), the tokenizer turns it into a row 
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lora_lab.lazy import names
 
 if TYPE_CHECKING:
     from lora_lab.data.dataset import check, examples, load
@@ -28,19 +29,16 @@ __all__ = [
     "load",
 ]
 
-_HOMES = {
-    "BatchOrder": "order",
-    "Example": "records",
-    "Split": "split",
-    "Tokenised": "split",
-    "check": "dataset",
-    "examples": "dataset",
-    "family_names": "taskmix",
-    "load": "dataset",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'lora_lab.data' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"lora_lab.data.{_HOMES[name]}"), name)
+__getattr__ = names(
+    __name__,
+    {
+        "BatchOrder": "order",
+        "Example": "records",
+        "Split": "split",
+        "Tokenised": "split",
+        "check": "dataset",
+        "examples": "dataset",
+        "family_names": "taskmix",
+        "load": "dataset",
+    },
+)

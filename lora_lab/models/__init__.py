@@ -5,8 +5,9 @@ Importing this package loads nothing heavy; each name is imported when it is fir
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lora_lab.lazy import names
 
 if TYPE_CHECKING:
     from lora_lab.models.base import BaseModel, load, load_meta, total_parameters, untie
@@ -31,23 +32,20 @@ __all__ = [
     "untie",
 ]
 
-_HOMES = {
-    "BaseModel": "base",
-    "cache_folder": "cache",
-    "check": "checks",
-    "check_mask": "roles",
-    "is_prepared": "wheel",
-    "load": "base",
-    "load_meta": "base",
-    "load_tokenizer": "tokenizer",
-    "prepare": "wheel",
-    "role_modules": "roles",
-    "total_parameters": "base",
-    "untie": "base",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'lora_lab.models' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"lora_lab.models.{_HOMES[name]}"), name)
+__getattr__ = names(
+    __name__,
+    {
+        "BaseModel": "base",
+        "cache_folder": "cache",
+        "check": "checks",
+        "check_mask": "roles",
+        "is_prepared": "wheel",
+        "load": "base",
+        "load_meta": "base",
+        "load_tokenizer": "tokenizer",
+        "prepare": "wheel",
+        "role_modules": "roles",
+        "total_parameters": "base",
+        "untie": "base",
+    },
+)

@@ -5,8 +5,9 @@ Nothing is allocated: the real model's forward, backward and optimizer step are 
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lora_lab.lazy import names
 
 if TYPE_CHECKING:
     from lora_lab.planner.device import device_memory
@@ -14,15 +15,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Plan", "device_memory", "lanes_that_fit", "plan"]
 
-_HOMES = {
-    "Plan": "lora_lab.planner.prediction",
-    "device_memory": "lora_lab.planner.device",
-    "lanes_that_fit": "lora_lab.planner.prediction",
-    "plan": "lora_lab.planner.prediction",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'lora_lab.planner' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+__getattr__ = names(
+    __name__,
+    {
+        "Plan": "prediction",
+        "device_memory": "device",
+        "lanes_that_fit": "prediction",
+        "plan": "prediction",
+    },
+)

@@ -6,16 +6,13 @@ The only room that imports Optuna. :class:`Study` hands out runs and settles the
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lora_lab.lazy import names
 
 if TYPE_CHECKING:
     from lora_lab.study.study import Counts, Run, Study
 
 __all__ = ["Counts", "Run", "Study"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module 'lora_lab.study' has no attribute {name!r}")
-    return getattr(importlib.import_module("lora_lab.study.study"), name)
+__getattr__ = names(__name__, dict.fromkeys(__all__, "study"))

@@ -6,8 +6,9 @@ The only room that imports MLflow. Training writes to the :class:`Spool` and nev
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lora_lab.lazy import names
 
 if TYPE_CHECKING:
     from lora_lab.tracking.spool import Spool
@@ -16,20 +17,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Lag", "Spool", "Tracker", "Untracked", "check", "open_tracker", "redact", "resolve_uri", "ui_command"]
 
-_HOMES = {
-    "Lag": "tracker",
-    "Spool": "spool",
-    "Tracker": "tracker",
-    "Untracked": "tracker",
-    "check": "store",
-    "open_tracker": "tracker",
-    "redact": "store",
-    "resolve_uri": "store",
-    "ui_command": "store",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'lora_lab.tracking' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"lora_lab.tracking.{_HOMES[name]}"), name)
+__getattr__ = names(
+    __name__,
+    {
+        "Lag": "tracker",
+        "Spool": "spool",
+        "Tracker": "tracker",
+        "Untracked": "tracker",
+        "check": "store",
+        "open_tracker": "tracker",
+        "redact": "store",
+        "resolve_uri": "store",
+        "ui_command": "store",
+    },
+)
