@@ -1,4 +1,4 @@
-"""An activated environment: its programs are on the PATH, so printed commands carry bare names."""
+"""An activated environment in an ordinary terminal: programs on the PATH, whatever TERM the tests are run with."""
 
 from __future__ import annotations
 
@@ -12,3 +12,4 @@ import pytest
 @pytest.fixture(autouse=True)
 def activated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("TERM", "xterm-256color")
