@@ -12,7 +12,7 @@ from lora_lab.data.records import Conversation, Example, Instruction
 from lora_lab.data.templates import TEMPLATES, render
 from lora_lab.errors import DataError
 from lora_lab.spec import DataSpec
-from lora_lab.spec.run import TEMPLATES as TEMPLATE_NAMES
+from lora_lab.spec.data import TEMPLATES as TEMPLATE_NAMES
 
 WITH_INPUT = Instruction("Add.", "1 + 2", "3", "sums")
 WITHOUT_INPUT = Instruction("Say hi.", "", "Hi")

@@ -9,7 +9,7 @@ from transformers import get_scheduler
 from lora_lab.optim.optimizers import BUILDERS, build
 from lora_lab.optim.schedules import CURVES, factor
 from lora_lab.spec import OptimizerSpec, ScheduleSpec
-from lora_lab.spec.run import OPTIMIZERS, SCHEDULES
+from lora_lab.spec.optimizer import OPTIMIZERS, SCHEDULES
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

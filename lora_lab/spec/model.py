@@ -1,0 +1,61 @@
+"""Which base language model a run trains on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from lora_lab.errors import SpecError
+from lora_lab.spec.checks import one_of
+from lora_lab.spec.roles import mask_of
+from lora_lab.spec.tree import Pairs, pairs
+
+DTYPES = ("float32", "bfloat16", "float64")
+QUANTIZATIONS = ("none",)
+MODEL_SOURCES = ("wheel", "random", "pretrained")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A base language model.
+
+    ``source`` says where it comes from: ``wheel`` (a GGUF file inside an installed Python package,
+    ``path`` is ``package/file.gguf``), ``random`` (randomly initialised from ``config`` by ``init_seed``),
+    or ``pretrained`` (``path`` is a hub id or a local folder). ``roles`` names modules by hand for an
+    architecture that is not in the roles table: role -> list of module-name suffixes. ``pad_token`` names
+    the pad token of a tokenizer that has none of its own.
+    """
+
+    name: str
+    source: str = "pretrained"
+    path: str | None = None
+    revision: str | None = None
+    dtype: str = "bfloat16"
+    quantization: str = "none"
+    config: Pairs = field(default_factory=pairs)
+    init_seed: int = 0
+    roles: Pairs = field(default_factory=pairs)
+    pad_token: str | None = None
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        one_of("model.source", self.source, MODEL_SOURCES)
+        one_of("model.dtype", self.dtype, DTYPES)
+        one_of("model.quantization", self.quantization, QUANTIZATIONS)
+        if self.source in ("wheel", "pretrained") and not self.path:
+            raise SpecError(
+                f"model.path: source={self.source} needs one. Give a hub id or a folder, e.g. model.path=./my-model."
+            )
+        if self.source == "random" and not self.config:
+            raise SpecError("model.config: source=random needs the architecture, e.g. model_type: llama.")
+        mask_of([role for role, _ in self.roles])
+
+    def canonical(self, tree: dict[str, Any]) -> None:
+        """Drop from ``tree`` (this spec as a tree) what cannot matter to a run's result."""
+        tree.pop("name")
+        if self.source != "random":
+            tree.pop("config")
+            tree.pop("init_seed")
+        if self.source != "pretrained":
+            tree.pop("revision")
+            tree.pop("trust_remote_code")
