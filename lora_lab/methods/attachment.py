@@ -13,10 +13,10 @@ from __future__ import annotations
 import copy
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -31,13 +31,31 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 @dataclass(eq=False)
 class LowRank:
-    """The two factors of one module's update ``B A``: ``A`` is ``(r, in)``, ``B`` is ``(out, r)``.
+    """One module's update ``scaling * B A``: ``A`` is ``(r, in)``, ``B`` is ``(out, r)``.
 
     ``in`` and ``out`` are those of the linear map, also where the base stores its weight as ``(in, out)`` (Conv1D).
     """
 
     A: nn.Parameter
     B: nn.Parameter
+    scaling: float
+
+
+class RowPath(Protocol):
+    """What a method does at one module beyond a low-rank update, computed on its lane's own rows alone.
+
+    The module is given ``before(x)``, its frozen output and the low-rank update, if any, are added up, and ``after``
+    makes of them what the module gives. Both are plain differentiable PyTorch.
+    """
+
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """The trainable parameters by their names within the module."""
+
+    def before(self, x: Tensor) -> Tensor:
+        """``(rows, in)`` to ``(rows, in)``: the input that the frozen module and the low-rank update see."""
+
+    def after(self, x: Tensor, y: Tensor) -> Tensor:
+        """``(rows, in)``, as it came, and ``(rows, out)`` to ``(rows, out)``."""
 
 
 @dataclass(eq=False)
@@ -46,14 +64,19 @@ class Attachment:
 
     ``factors`` maps full module names to factors, in the order of the model; ``packable`` says that several
     such attachments can train in one pack. ``dropout`` is the probability on the input of ``A``. An empty mask
-    gives no factors.
+    gives no factors. ``paths`` maps module names to what the method does there besides. ``prompt`` gives the
+    ``(n, d)`` virtual tokens that stand before each of the lane's sequences. An attachment that is not packable has
+    ``solo``, which runs the whole model: token ids and attention mask ``(n, t)``, padded on the right, to logits
+    ``(n, t, vocabulary)``.
     """
 
     spec: MethodSpec
     packable: bool
     factors: dict[str, LowRank]
-    scaling: float
     dropout: float
+    paths: dict[str, RowPath] = field(default_factory=dict)
+    prompt: Callable[[], Tensor] | None = None
+    solo: Callable[[Tensor, Tensor], Tensor] | None = None
     peft_config: Any = field(default=None, repr=False)
 
     def parameters(self) -> dict[str, nn.Parameter]:

@@ -30,21 +30,21 @@ def attach_lora(base: BaseModel, spec: MethodSpec, seed: int) -> Attachment:
     """See :func:`lora_lab.methods.attach`."""
     names = target_modules(base.roles, spec, base.spec.name)
     if not names:
-        return Attachment(spec, packable=True, factors={}, scaling=spec.scaling, dropout=spec.dropout)
+        return Attachment(spec, packable=True, factors={}, dropout=spec.dropout)
     modules = _originals(base.model, names)
     config = _config(base.model, modules, spec)
     with _one_at_a_time, _restored(base.model, modules), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # GPT-2 with a head: PEFT sets fan_in_fan_out module by module, and says so
         torch.default_generator.manual_seed(seed)
         made = _inject(base.model, copy.deepcopy(config))  # PEFT rewrites what it is given
-        factors = {name: _factors(layer) for name, layer in made.items()}
+        factors = {name: _factors(layer, spec.scaling) for name, layer in made.items()}
     if factors.keys() != modules.keys():
         differing = sorted(factors.keys() ^ modules.keys())
         raise MethodError(
             f"method.roles: PEFT adapted other modules than {base.spec.name}'s roles name: {', '.join(differing[:5])}. "
             "Name modules with model.roles that no other module's name ends with."
         )
-    return Attachment(spec, True, factors, spec.scaling, spec.dropout, config)
+    return Attachment(spec, True, factors, spec.dropout, peft_config=config)
 
 
 def _config(model: nn.Module, modules: dict[str, nn.Module], spec: MethodSpec) -> Any:
@@ -82,8 +82,8 @@ def _inject(model: Any, config: Any) -> dict[str, Any]:
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
 
 
-def _factors(layer: Any) -> LowRank:
-    return LowRank(_owned(layer.lora_A[_ADAPTER].weight), _owned(layer.lora_B[_ADAPTER].weight))
+def _factors(layer: Any, scaling: float) -> LowRank:
+    return LowRank(_owned(layer.lora_A[_ADAPTER].weight), _owned(layer.lora_B[_ADAPTER].weight), scaling)
 
 
 def _owned(weight: nn.Parameter) -> nn.Parameter:

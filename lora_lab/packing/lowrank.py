@@ -157,7 +157,7 @@ class Paths:
                 shape = (share.stop - share.start, factor.A.shape[1])
                 mask = torch.empty(shape, device=x.device, dtype=factor.A.dtype)
                 mask.bernoulli_(keep, generator=share.generator).div_(keep)
-            lanes.append(_LaneRows(share.start, share.stop, share.attachment.scaling, mask))
+            lanes.append(_LaneRows(share.start, share.stop, factor.scaling, mask))
             factors += [factor.A, factor.B]
         if not lanes:
             return y

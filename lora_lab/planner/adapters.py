@@ -65,6 +65,7 @@ def _lora(target: Target, method: MethodSpec, device: str | None) -> LowRank:
     return LowRank(
         A=nn.Parameter(torch.empty(method.r, target.inputs, dtype=dtype, device=device)),
         B=nn.Parameter(torch.empty(target.outputs, method.r, dtype=dtype, device=device)),
+        scaling=method.scaling,
     )
 
 
@@ -86,4 +87,4 @@ def attachment(found: list[Target], method: MethodSpec) -> Attachment:
     that :func:`lora_lab.methods.attach` gives. Call it under a ``FakeTensorMode``: they can be large.
     """
     factors = {target.name: METHODS[method.name](target, method, None) for target in found}
-    return Attachment(method, packable=True, factors=factors, scaling=method.scaling, dropout=method.dropout)
+    return Attachment(method, packable=True, factors=factors, dropout=method.dropout)

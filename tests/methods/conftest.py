@@ -81,7 +81,7 @@ def wired() -> Callable[[BaseModel, Attachment], AbstractContextManager[None]]:
         with ExitStack() as stack:
             for name, factor in attachment.factors.items():
                 module = base.model.get_submodule(name)
-                handle = module.register_forward_hook(hook(factor, attachment.scaling))
+                handle = module.register_forward_hook(hook(factor, factor.scaling))
                 stack.callback(handle.remove)
             yield
 

@@ -96,7 +96,7 @@ def test_options_mean_what_they_mean_in_peft(spec: MethodSpec, tiny_base: Base) 
     assert list(mine.state_dict()) == list(theirs)
     assert all(torch.equal(value, theirs[name]) for name, value in mine.state_dict().items())
     layer = stock.get_submodule(f"base_model.model.{next(iter(mine.factors))}")
-    assert mine.scaling == pytest.approx(layer.scaling["default"], rel=1e-12)
+    assert next(iter(mine.factors.values())).scaling == pytest.approx(layer.scaling["default"], rel=1e-12)
     assert mine.dropout == spec.dropout
     assert mine.packable
     assert mine.spec == spec
@@ -218,7 +218,7 @@ def test_the_base_is_restored_when_peft_fails_half_way(tiny_base: Base, monkeypa
     before = _picture(base.model)
     made = []
 
-    def fail(layer: Any) -> LowRank:
+    def fail(layer: Any, scaling: float) -> LowRank:
         made.append(layer)
         raise KeyboardInterrupt
 

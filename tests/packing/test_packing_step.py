@@ -35,10 +35,10 @@ SPANS = ((3, 9, 4), (5,))
 
 def attachment():
     factors = {
-        name: LowRank(torch.nn.Parameter(torch.zeros(2, inputs)), torch.nn.Parameter(torch.zeros(outputs, 2)))
+        name: LowRank(torch.nn.Parameter(torch.zeros(2, inputs)), torch.nn.Parameter(torch.zeros(outputs, 2)), 2.0)
         for name, (inputs, outputs) in MODULES.items()
     }
-    return Attachment(MethodSpec(r=2, dropout=0.1), packable=True, factors=factors, scaling=2.0, dropout=0.1)
+    return Attachment(MethodSpec(r=2, dropout=0.1), packable=True, factors=factors, dropout=0.1)
 
 
 def groups():
