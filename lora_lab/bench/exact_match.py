@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from lora_lab.bench.generate import Prompts, generate
 from lora_lab.data import Split
 from lora_lab.methods import Attachment
-from lora_lab.packing.lowrank import Mount
+from lora_lab.packing.paths import Mount
 from lora_lab.spec import EvaluationSpec
 
 

@@ -9,7 +9,8 @@ import torch
 from transformers import DynamicCache
 
 from lora_lab.methods import Attachment
-from lora_lab.packing.lowrank import Mount, Share
+from lora_lab.packing.paths import Mount
+from lora_lab.packing.stacks import Share
 
 
 @dataclass(frozen=True, eq=False)

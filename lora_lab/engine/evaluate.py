@@ -12,7 +12,7 @@ import torch
 from lora_lab.data import Split
 from lora_lab.methods import Attachment
 from lora_lab.packing.forward import Part, token_losses
-from lora_lab.packing.lowrank import Mount
+from lora_lab.packing.paths import Mount
 from lora_lab.spec import EvalMetrics
 
 

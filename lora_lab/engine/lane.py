@@ -6,6 +6,7 @@ lane's own, so that what it computes does not depend on its company.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Iterator
@@ -78,9 +79,9 @@ class Lane:
         for start in range(0, len(indices), self.spec.budget.micro):
             yield [self.job.data.train.tokens(int(i)) for i in indices[start : start + self.spec.budget.micro]]
 
-    def part(self, sequences: Sequences) -> Part:
-        """This lane's part of a training forward."""
-        return Part(self.attachment, sequences, self.generator)
+    def part(self, sequences: Sequences, turn: int) -> Part:
+        """This lane's part of a training forward, the step's ``turn``-th micro-batch."""
+        return Part(self.attachment, sequences, noise_of(self.spec.seed, self.step, turn))
 
     def update(self) -> tuple[float, float, bool]:
         """Clip and apply the gradients; returns (gradient norm before clipping, learning rate, finite).
@@ -231,6 +232,11 @@ class Lane:
             for values in self.optimizer.state.values():
                 total += sum(v.numel() * v.element_size() for v in values.values() if isinstance(v, Tensor))
         return total
+
+
+def noise_of(seed: int, step: int, turn: int) -> int:
+    """What seeds the dropout of one forward of a run: its ``turn``-th micro-batch of step ``step`` (0-based)."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}.{step}.{turn}".encode(), digest_size=8).digest())
 
 
 def _tree(metrics: EvalMetrics | None) -> dict[str, Any] | None:

@@ -22,7 +22,7 @@ from lora_lab.errors import LoraLabError, OutOfMemory
 from lora_lab.models import BaseModel
 from lora_lab.packing.forward import token_losses
 from lora_lab.packing.inputs import count_targets
-from lora_lab.packing.lowrank import Mount
+from lora_lab.packing.paths import Mount
 from lora_lab.spec import Controller, Outcome, Recorder, StepMetrics, Verdict
 
 CHECKPOINT_SECONDS = 60.0
@@ -152,7 +152,7 @@ class Pack:
         sums = [0.0] * len(self.lanes)
         for turn in range(max(len(batch) for batch in batches)):
             active = [i for i, batch in enumerate(batches) if turn < len(batch)]
-            parts = [self.lanes[i].part(batches[i][turn]) for i in active]
+            parts = [self.lanes[i].part(batches[i][turn], turn) for i in active]
             results = token_losses(self.mount, parts)
             losses = [result.losses.sum() for result in results]
             memory = resident_bytes(self.base.device)

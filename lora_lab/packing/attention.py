@@ -121,16 +121,23 @@ def _packed_attention(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: ``(1, heads, rows, d)`` each, to ``(1, rows, heads, d)``."""
-    layout = _layout.get()
     q, k, v = query[0], key[0], value[0]
     scaling = q.shape[-1] ** -0.5 if scaling is None else scaling
+    out = attend(q, k, v, _layout.get(), scaling, softcap, sliding_window)
+    return out.view(1, len(out), q.shape[0], -1), None
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, layout: Layout, scaling: float, softcap: float | None, window: int | None
+) -> Tensor:
+    """Causal attention within each sequence: ``(heads, rows, d)``, rotated, to ``(rows, heads d)``."""
     parts = []
     for bucket in layout.buckets:
         bq, bk, bv = (_Gather.apply(x, bucket) for x in (q, k, v))
-        out = _attend(bq, bk, bv, scaling, softcap, sliding_window, layout.kernels == "cuda")
+        out = _attend(bq, bk, bv, scaling, softcap, window, layout.kernels == "cuda")
         flat = out.transpose(1, 2).reshape(-1, out.shape[1], out.shape[3])
         parts.append(_Pick.apply(flat, bucket.real))
-    return _Pick.apply(torch.cat(parts), layout.restore).unsqueeze(0), None
+    return _Pick.apply(torch.cat(parts), layout.restore).flatten(1)  # type: ignore[no-any-return]
 
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, _packed_attention)

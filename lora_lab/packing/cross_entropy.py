@@ -1,46 +1,71 @@
-"""Cross-entropy a block of rows at a time, so that no ``(rows, vocabulary)`` tensor is kept in float32."""
+"""Cross-entropy of rows of logits, without a float32 copy of them all."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from lora_lab.packing import native
 from lora_lab.packing.phases import phase
 
+BLOCK = 64
+"""Rows that PyTorch's operations upcast at once."""
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """``(n,)`` losses in float32 (float64 for float64 logits) of ``(n, vocabulary)`` logits."""
-    return _CrossEntropy.apply(logits, labels)  # type: ignore[no-any-return]
+
+def cross_entropy(logits: Tensor, labels: Tensor, kernels: str) -> tuple[Tensor, Tensor]:
+    """Losses in float32 (float64 for float64 logits) and arg-max hits, ``(n,)`` each, of ``(n, vocabulary)``."""
+    return _CrossEntropy.apply(logits, labels, kernels)  # type: ignore[no-any-return]
+
+
+def losses_into(
+    logits: Tensor, labels: Tensor, losses: Tensor, normalisers: Tensor, hits: Tensor, kernels: str
+) -> None:
+    """Write the ``(n,)`` losses, log-sums of exponentials, and whether the label is the first largest logit."""
+    if native.usable(logits, kernels):
+        native.call("cross_entropy", logits, labels, losses, normalisers, hits, *logits.shape)
+        return
+    hits.copy_(logits.argmax(-1) == labels)
+    for a in range(0, len(logits), BLOCK):
+        b = a + BLOCK
+        with phase("workspace"):
+            block = logits[a:b].to(losses.dtype)
+        normalisers[a:b] = torch.logsumexp(block, -1)
+        losses[a:b] = normalisers[a:b] - block.gather(1, labels[a:b, None]).squeeze(1)
+
+
+def gradients_into(
+    logits: Tensor, labels: Tensor, normalisers: Tensor, grads: Tensor, out: Tensor, kernels: str
+) -> None:
+    """Write the gradient of the logits; ``grads (n,)`` are those of the losses. ``out`` may be ``logits``."""
+    if native.usable(logits, kernels):
+        native.call("cross_entropy_backward", logits, labels, normalisers, grads.contiguous(), out, *logits.shape)
+        return
+    for a in range(0, len(logits), BLOCK):
+        b = a + BLOCK
+        with phase("workspace"):
+            block = (logits[a:b].to(normalisers.dtype) - normalisers[a:b, None]).exp_()
+        block[torch.arange(len(block), device=block.device), labels[a:b]] -= 1.0
+        out[a:b] = block.mul_(grads[a:b, None])
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Row-wise cross-entropy that upcasts a block of rows at a time and keeps only the logits themselves."""
-
-    BLOCK = 64
-
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, logits: Tensor, labels: Tensor) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, kernels: str) -> tuple[Tensor, Tensor]:
         wide = torch.promote_types(logits.dtype, torch.float32)
-        normalisers = logits.new_empty(len(logits), dtype=wide)
-        losses = logits.new_empty(len(logits), dtype=wide)
-        with phase("workspace"):
-            for a in range(0, len(logits), _CrossEntropy.BLOCK):
-                b = a + _CrossEntropy.BLOCK
-                block = logits[a:b].to(wide)
-                normalisers[a:b] = torch.logsumexp(block, -1)
-                losses[a:b] = normalisers[a:b] - block.gather(1, labels[a:b, None]).squeeze(1)
+        losses, normalisers = (logits.new_empty(len(logits), dtype=wide) for _ in range(2))
+        hits = logits.new_empty(len(logits), dtype=torch.bool)
+        losses_into(logits, labels, losses, normalisers, hits, kernels)
+        ctx.kernels = kernels
+        ctx.mark_non_differentiable(hits)
         ctx.save_for_backward(logits, labels, normalisers)
-        return losses
+        return losses, hits
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor, None]:
-        logits, labels, normalisers = ctx.saved_tensors  # type: ignore[attr-defined]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        logits, labels, normalisers = ctx.saved_tensors
         with phase("logits"):
             out = torch.empty_like(logits)
-        with phase("workspace"):
-            for a in range(0, len(logits), _CrossEntropy.BLOCK):
-                b = a + _CrossEntropy.BLOCK
-                block = (logits[a:b].to(normalisers.dtype) - normalisers[a:b, None]).exp_()
-                block[torch.arange(len(block), device=block.device), labels[a:b]] -= 1.0
-                out[a:b] = block.mul_(grads[0][a:b, None])
-        return out, None
+        gradients_into(logits, labels, normalisers, grads[0], out, ctx.kernels)
+        return out, None, None

@@ -5,31 +5,54 @@ Logits are computed only where a label is, and turned into losses a block of row
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lora_lab.methods import Attachment
+from lora_lab.packing import decoder, head
 from lora_lab.packing.attention import packed
 from lora_lab.packing.cross_entropy import cross_entropy
 from lora_lab.packing.inputs import Inputs, Sequences
-from lora_lab.packing.lowrank import Mount, Paths, Share
+from lora_lab.packing.layout import Layout
+from lora_lab.packing.paths import Mount, Paths
 from lora_lab.packing.phases import phase
+from lora_lab.packing.stacks import Share
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """What one lane puts into a packed forward. ``attachment`` ``None`` is the base model itself."""
+    """What one lane puts into a packed forward. ``attachment`` ``None`` is the base model itself.
+
+    ``noise`` seeds dropout; without it (evaluation) there is none. ``recompute`` asks for gradient checkpointing, which
+    a forward does when one of its parts asks.
+    """
 
     attachment: Attachment | None
     sequences: Sequences
-    generator: torch.Generator | None = None
+    noise: int | None = None
+    recompute: bool = False
 
     def share(self, rows: tuple[int, int]) -> Share:
         """This lane's share of a module's rows: the first and the past-the-last."""
-        return Share(self.attachment, *rows, self.generator)
+        return Share(self.attachment, *rows, self.noise)
+
+    @property
+    def laid_out(self) -> Sequences:
+        """The sequences with a place for each virtual token before them."""
+        prompt = self.attachment.prompt if self.attachment is not None else None
+        if prompt is None:
+            return self.sequences
+        with torch.no_grad():
+            n = len(prompt())
+        return [
+            (np.concatenate([np.zeros(n, ids.dtype), ids]), np.concatenate([np.zeros(n, bool), supervised]))
+            for ids, supervised in self.sequences
+        ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,25 +68,58 @@ def token_losses(mount: Mount, parts: Sequence[Part]) -> list[LaneLosses]:
 
     Returns one :class:`LaneLosses` a part, differentiable in the parts' adapters.
     """
-    return losses_of(mount, parts, Inputs.of([part.sequences for part in parts], mount.base.device))
+    return losses_of(mount, parts, Inputs.of([part.laid_out for part in parts], mount.base.device))
 
 
 def losses_of(paths: Paths, parts: Sequence[Part], inputs: Inputs) -> list[LaneLosses]:
     """:func:`token_losses` of ``inputs``, made of the parts' sequences. Looks at no value of any tensor."""
-    model, layout = paths.model, inputs.layout
-    shares = [part.share(rows) for part, rows in zip(parts, layout.spans, strict=True)]
-    with paths.shares(shares), packed(model, layout):
-        hidden = model.base_model(
-            input_ids=inputs.ids.unsqueeze(0), position_ids=layout.positions, use_cache=False
-        ).last_hidden_state[0]
+    if parts[0].attachment is not None and parts[0].attachment.solo is not None:
+        assert len(parts) == 1, "a lane that cannot be packed has company"
+        losses, hits = _solo(parts[0].attachment, inputs, paths)
+        return [LaneLosses(losses, hits)]
+    shares = [part.share(rows) for part, rows in zip(parts, inputs.layout.spans, strict=True)]
+    with paths.shares(shares):
+        hidden = _hidden(paths, parts, inputs)
     hidden = hidden.index_select(0, inputs.predicting)
     shares = [part.share(rows) for part, rows in zip(parts, inputs.targets, strict=True)]
-    with phase("logits"):
-        with paths.shares(shares):
-            logits = model.get_output_embeddings()(hidden)
-        softcap = getattr(model.config, "final_logit_softcapping", None)
-        if softcap is not None:
-            logits = torch.tanh(logits / softcap) * softcap
-    losses = cross_entropy(logits, inputs.labels)
-    hits = logits.detach().argmax(-1) == inputs.labels
+    losses, hits = head.losses(paths, shares, hidden, inputs.labels)
     return [LaneLosses(losses[a:b], hits[a:b]) for a, b in inputs.targets]
+
+
+def _hidden(paths: Paths, parts: Sequence[Part], inputs: Inputs) -> Tensor:
+    model, layout = paths.model, inputs.layout
+    embedded = _prompted(model.get_input_embeddings()(inputs.ids), parts, layout)
+    if decoder.serves(model):
+        recompute = any(part.recompute for part in parts)
+        return decoder.hidden_states(paths, embedded, layout, recompute=recompute)
+    with packed(model, layout):
+        return model.base_model(  # type: ignore[no-any-return]
+            inputs_embeds=embedded.unsqueeze(0), position_ids=layout.positions, use_cache=False
+        ).last_hidden_state[0]
+
+
+def _prompted(embedded: Tensor, parts: Sequence[Part], layout: Layout) -> Tensor:
+    """``embedded (rows, d)`` with each lane's virtual tokens in their places."""
+    bounds = itertools.accumulate((len(part.sequences) for part in parts), initial=0)
+    for part, first in zip(parts, bounds, strict=False):
+        if part.attachment is not None and part.attachment.prompt is not None:
+            tokens = part.attachment.prompt().to(embedded.dtype)
+            starts = layout.starts[first : first + len(part.sequences)]
+            places = torch.tensor([start + i for start in starts for i in range(len(tokens))], device=layout.device)
+            embedded = embedded.index_copy(0, places, tokens.repeat(len(starts), 1))
+    return embedded
+
+
+def _solo(attachment: Attachment, inputs: Inputs, paths: Paths) -> tuple[Tensor, Tensor]:
+    """Losses and hits by the lane's own model, on sequences padded on the right."""
+    assert attachment.solo is not None
+    layout = inputs.layout
+    lengths = torch.tensor(layout.lengths)
+    places = torch.arange(int(lengths.max()))
+    mask = places < lengths.unsqueeze(1)
+    rows = torch.where(mask, torch.tensor(layout.starts[:-1]).unsqueeze(1) + places, 0).to(layout.device)
+    mask = mask.to(layout.device)
+    logits = attachment.solo(torch.where(mask, inputs.ids[rows], 0), mask.to(torch.int64))
+    with phase("logits"):
+        logits = logits[mask][inputs.predicting]
+    return cross_entropy(logits, inputs.labels, paths.kernels)

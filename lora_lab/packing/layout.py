@@ -23,11 +23,12 @@ class Bucket:
     """Sequences of like length, as attention computes them.
 
     ``rows``: ``(sequences, length)`` row of each position; positions past a sequence's end repeat its own
-    last row, so that no lane reads another's numbers (0 x NaN is NaN). ``real``: ``(tokens,)`` flat
-    positions that are not such repeats; ``owners``: ``(tokens,)`` their rows.
+    last row, so that no lane reads another's numbers (0 x NaN is NaN); in ``index`` they are -1. ``real``:
+    ``(tokens,)`` flat positions that are not such repeats; ``owners``: ``(tokens,)`` their rows.
     """
 
     rows: Tensor
+    index: Tensor
     real: Tensor
     owners: Tensor
 
@@ -100,6 +101,7 @@ class Layout:
         real = (offsets < lengths).flatten().nonzero().squeeze(1)
         return Bucket(
             rows=rows.to(self.device),
+            index=torch.where(offsets < lengths, rows, -1).to(self.device),
             real=real.to(self.device),
             owners=rows.flatten()[real].to(self.device),
         )

@@ -21,7 +21,7 @@ from lora_lab.models import load_meta, role_modules, total_parameters
 from lora_lab.optim.optimizers import build
 from lora_lab.packing.forward import Part, losses_of
 from lora_lab.packing.inputs import Inputs, Sequences
-from lora_lab.packing.lowrank import Paths
+from lora_lab.packing.paths import Paths
 from lora_lab.packing.phases import heard_by
 from lora_lab.planner.adapters import attachment, parameters_by_role, targets
 from lora_lab.planner.ledger import Crest, Ledger
@@ -132,7 +132,7 @@ def trace(shape: Shape) -> Trace:
             ledger.book(tensor, "weights")
         with ledger, heard_by(ledger.phase):
             with ledger.phase("adapters"):
-                part = Part(attachment(found, shape.method), sequences, torch.Generator())
+                part = Part(attachment(found, shape.method), sequences, noise=0)
             _train(model, shape, ledger, part, inputs)
     return Trace(sum(by_role.values()), total, tuple(by_role.items()), tuple(ledger.crests), ledger.flops)
 
@@ -146,7 +146,7 @@ def _sequences(shape: Shape) -> Sequences:
 def _train(model: PreTrainedModel, shape: Shape, ledger: Ledger, part: Part, inputs: Inputs) -> None:
     """A forward, backward and update that find the optimizer's state there, as all but the first step do."""
     assert part.attachment is not None
-    paths, parameters = Paths(model), list(part.attachment.parameters().values())
+    paths, parameters = Paths(model, shape.device), list(part.attachment.parameters().values())
     if not parameters:
         with ledger.phase("activations"), torch.no_grad():
             losses_of(paths, [part], inputs)

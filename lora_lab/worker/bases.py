@@ -13,7 +13,7 @@ from lora_lab.data import Tokenised
 from lora_lab.engine.evaluate import Candidate, evaluate
 from lora_lab.files import read_json, write_json
 from lora_lab.models import BaseModel
-from lora_lab.packing.lowrank import Mount
+from lora_lab.packing.paths import Mount
 from lora_lab.spec import RunSpec, to_tree
 
 

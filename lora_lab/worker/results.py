@@ -11,7 +11,7 @@ from lora_lab.bench.exact_match import ExactMatch, exact_match
 from lora_lab.engine.lane import Lane
 from lora_lab.engine.pack import LaneEnd
 from lora_lab.models import BaseModel
-from lora_lab.packing.lowrank import Mount
+from lora_lab.packing.paths import Mount
 from lora_lab.spec import Outcome, RunResult, pairs
 from lora_lab.worker.bases import BaseScores
 

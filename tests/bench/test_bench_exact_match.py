@@ -12,7 +12,7 @@ from lora_lab.bench.exact_match import exact_match
 from lora_lab.bench.generate import Prompts, generate
 from lora_lab.methods import Attachment, attach
 from lora_lab.models import BaseModel
-from lora_lab.packing.lowrank import Mount
+from lora_lab.packing.paths import Mount
 from lora_lab.spec import DataSpec, EvaluationSpec, MethodSpec, ModelSpec, pairs
 
 LLAMA = {
@@ -41,7 +41,7 @@ def lane(base: BaseModel, seed: int) -> Attachment:
 
 def alone(base: BaseModel, mount: Mount, attachment: Attachment | None, prompt: list[int], steps: int) -> str:
     """Greedy decoding without a cache, a batch or padding."""
-    from lora_lab.packing.lowrank import Share
+    from lora_lab.packing.paths import Share
 
     ids = list(prompt)
     for _ in range(steps):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +13,10 @@ from torch import nn
 
 from lora_lab import models
 from lora_lab.data import BatchOrder
-from lora_lab.engine.lane import LaneJob
+from lora_lab.engine.lane import LaneJob, noise_of
 from lora_lab.methods import attach
 from lora_lab.models import BaseModel
+from lora_lab.packing.dropout import dropout, seed_of
 from lora_lab.spec import (
     ROLES,
     BudgetSpec,
@@ -31,22 +33,18 @@ STEPS = 50
 
 
 class InjectedDropout(nn.Module):
-    """Dropout whose masks come from a generator, in the order the lane draws them."""
+    """Dropout with the masks that the lane draws at module ``name`` in the forward whose noise is ``now["noise"]``."""
 
-    def __init__(self, p: float, generator: torch.Generator, lengths: list[int]) -> None:
+    def __init__(self, p: float, name: str, now: dict[str, Any]) -> None:
         super().__init__()
-        self.p, self.generator, self.lengths = p, generator, lengths
+        self.p, self.name, self.now = p, name, now
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.training:
-            return x
-        keep = 1.0 - self.p
-        flat = torch.zeros(sum(self.lengths), x.shape[-1], dtype=x.dtype)
-        flat.bernoulli_(keep, generator=self.generator).div_(keep)
-        if x.dim() == 2:
-            return x * flat
+        lengths = self.now["lengths"]
+        ones = torch.ones(sum(lengths), x.shape[-1], dtype=x.dtype)
+        flat = dropout(ones, self.p, seed_of(self.now["noise"], self.name), "none")
         mask = torch.zeros_like(x)
-        for row, part in enumerate(flat.split(self.lengths)):
+        for row, part in enumerate(flat.split(lengths)):
             mask[row, : len(part)] = part
         return x * mask
 
@@ -71,12 +69,12 @@ def stock_losses(spec: RunSpec, job: LaneJob, base: BaseModel) -> tuple[list[flo
         ),
     )
     peft.eval()
-    generator = torch.Generator().manual_seed(spec.seed)
-    lengths: list[int] = []
+    now: dict[str, Any] = {}
     if spec.method.dropout:
-        for module in peft.modules():
+        for name, module in peft.named_modules():
             if isinstance(module, LoraLayer):
-                module.lora_dropout["default"] = InjectedDropout(spec.method.dropout, generator, lengths)
+                own = name.removeprefix("base_model.model.")
+                module.lora_dropout["default"] = InjectedDropout(spec.method.dropout, own, now)
     trainable = [p for p in peft.parameters() if p.requires_grad]
     o = spec.optimizer
     optimizer: torch.optim.Optimizer
@@ -103,7 +101,8 @@ def stock_losses(spec: RunSpec, job: LaneJob, base: BaseModel) -> tuple[list[flo
                 labels[row, : len(tokens)] = torch.where(
                     torch.from_numpy(supervised), torch.from_numpy(tokens), torch.tensor(-100)
                 )
-            lengths[:] = [len(tokens) for tokens, _ in micro]
+            now["lengths"] = [len(tokens) for tokens, _ in micro]
+            now["noise"] = noise_of(spec.seed, step, start // spec.budget.micro)
             for module in peft.modules():
                 if isinstance(module, InjectedDropout):
                     module.train()

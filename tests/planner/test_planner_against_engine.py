@@ -10,7 +10,7 @@ from lora_lab.methods import attach
 from lora_lab.models import load
 from lora_lab.optim.optimizers import build
 from lora_lab.packing.forward import Part, token_losses
-from lora_lab.packing.lowrank import Mount
+from lora_lab.packing.paths import Mount
 from lora_lab.planner import plan
 from lora_lab.planner.ledger import Ledger
 from lora_lab.spec import ROLES, BudgetSpec, DataSpec, MethodSpec, ModelSpec, OptimizerSpec, RunSpec, pairs

@@ -1,0 +1,74 @@
+"""The frozen linear modules that read one input, as one product.
+
+``query``, ``key`` and ``value`` read the same rows, and so do a gated MLP's first two: their weights are laid side by
+side in one matrix, of which the modules then hold views, so that nothing is held twice.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lora_lab.packing.phases import phase
+
+
+class Frozen:
+    """``modules`` (one, or several with equal inputs) as one frozen linear map.
+
+    ``columns`` are the first and past-the-last output column of each.
+    """
+
+    def __init__(self, names: Sequence[str], modules: Sequence[nn.Module]) -> None:
+        self.names, self.modules = tuple(names), tuple(modules)
+        self._merged: Tensor | None = None
+        weights = [_weight(module) for module in modules]
+        bounds = [0, *itertools.accumulate(len(weight) for weight in weights)]
+        self.columns: tuple[tuple[int, int], ...] = tuple(itertools.pairwise(bounds))
+        if len(modules) > 1:
+            with phase("weights"), torch.no_grad():
+                self._merged = torch.cat(weights)
+            for module, (a, b) in zip(modules, self.columns, strict=True):
+                module.weight.data = self._merged[a:b]
+        self._bias = self._merged_bias()
+
+    def _merged_bias(self) -> Tensor | None:
+        biases = [getattr(module, "bias", None) for module in self.modules]
+        if len(biases) == 1 or all(bias is None for bias in biases):
+            return biases[0]
+        like = _weight(self.modules[0])
+        return torch.cat(
+            [
+                bias.detach() if bias is not None else like.new_zeros(b - a)
+                for bias, (a, b) in zip(biases, self.columns, strict=True)
+            ]
+        )
+
+    @property
+    def weight(self) -> Tensor:
+        """``(out, in)``, the modules' outputs one after another."""
+        return self._merged if self._merged is not None else _weight(self.modules[0])
+
+    def product(self, x: Tensor) -> Tensor:
+        """``(rows, out)`` of ``x (rows, in)``."""
+        return nn.functional.linear(x, self.weight, self._bias)
+
+    def back(self, dy: Tensor) -> Tensor:
+        """The gradient of ``x``."""
+        return dy @ self.weight
+
+    def separate(self) -> None:
+        """Give each module a weight of its own again."""
+        if self._merged is not None:
+            for module in self.modules:
+                module.weight.data = module.weight.data.clone()  # type: ignore[operator]
+            self._merged = None
+
+
+def _weight(module: nn.Module) -> Tensor:
+    """``(out, in)``; a ``Conv1D`` keeps its weight the other way round."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight.detach() if isinstance(module, nn.Linear) else weight.detach().t()
