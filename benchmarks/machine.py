@@ -27,6 +27,8 @@ FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8")
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "optuna", "bitsandbytes")
 ROWS = (256, 1024, 2048)
 """Rows of the products that the peak is looked for among."""
+LARGEST = 2e10
+"""FLOPs of the largest product tried: the peak is reached long before, and a head's takes seconds."""
 
 
 def cores() -> int:
@@ -87,9 +89,9 @@ def gemm_peak(
     """
     best = 0.0
     for inputs, outputs in shapes:
-        weight = torch.randn(outputs, inputs, device=device).to(dtype)
-        for rows in ROWS:
-            x = torch.randn(rows, inputs, device=device).to(dtype)
+        weight = torch.randn(outputs, inputs, dtype=dtype, device=device)
+        for rows in (rows for rows in ROWS if 2.0 * rows * inputs * outputs <= LARGEST):
+            x = torch.randn(rows, inputs, dtype=dtype, device=device)
             flops = 2.0 * rows * inputs * outputs
             once = _seconds(x, weight, 1)
             repeats = max(1, int(seconds / 3 / max(once, 1e-6)))

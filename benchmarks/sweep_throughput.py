@@ -12,8 +12,11 @@ Each method runs in a fresh process, in alternating order, round after round. Wh
 (forward, backward, clipping, optimizer, batches) after the first ``--warmup`` ones of each run; loading, building the
 adapters, evaluation and saving are not. Rates are model FLOPs (engine/cost.py, alike for all) per second, so that
 ``--solo-runs`` may have the methods that train one run at a time do an even sample of the sweep. Concurrent processes
-are given the sum of their rates, as if the work were perfectly divided. The peak is the best bfloat16 product of the
-model's own shapes, measured in the same round.
+are given the sum of their rates, as if the work were perfectly divided. The peak is the best product of the model's own
+shapes in its dtype, measured in the same round.
+
+A second table is the sweep as a whole, from command to table: loading, tokenising, training, evaluation and saving, by
+the peers' program and by ``lora-lab sweep``.
 
     python benchmarks/sweep_throughput.py [--shapes 1x64 2x96 4x128 alpaca] [--rounds 3] [--steps 3] [--quick]
 
@@ -31,13 +34,16 @@ from typing import Any
 
 import machine
 from throughput import processes
+from throughput import whole as sweeps
 from throughput.child import Job, Outcome
-from throughput.workload import Shape, alpaca_file, even_sample, points
+from throughput.workload import SWEEP, Shape, alpaca_file, even_sample, points
 
+from lora_lab.config import compose_sweep
 from lora_lab.spec import RunSpec, to_tree
 
 RESULTS = Path(__file__).parent / "results" / "sweep_throughput.json"
-METHODS = ("trainer", "trainers", "loop", "pack")
+PEERS = ("trainer", "trainers")
+METHODS = (*PEERS, "loop", "pack")
 SHAPES = ("1x64", "2x96", "4x128", "alpaca")
 TOLERANCE, WITH_DROPOUT = 0.02, 0.08
 """Largest relative difference of a run's mean training loss between methods: bfloat16, and other dropout masks."""
@@ -118,7 +124,7 @@ class Comparison:
 
     def peer(self, turn: int) -> float | None:
         """The rate of the better peer in a round."""
-        rates = [self.rounds[m][turn]["flops_per_second"] for m in ("trainer", "trainers") if m in self.rounds]
+        rates = [self.rounds[m][turn]["flops_per_second"] for m in PEERS if m in self.rounds]
         return max(rates, default=None)
 
     def disagreement(self) -> dict[str, float]:
@@ -151,6 +157,7 @@ class Comparison:
             )
         worst = self.disagreement()
         return {
+            "table": "training steps",
             "shape": self.shape.name,
             "model": next(iter(self.specs.values())).model.name,
             "machine": machine.facts(self.args.device) | {"threads": self.args.threads},
@@ -166,6 +173,40 @@ class Comparison:
         }
 
 
+def whole(args: argparse.Namespace, job: Job, words: list[str]) -> dict[str, Any]:
+    """The sweep from command to table, by the peers and by ``lora-lab sweep``."""
+    methods = [*(m for m in PEERS if m in args.methods), sweeps.OURS]
+    seconds: dict[str, list[float]] = {method: [] for method in methods}
+    losses: dict[str, dict[str, float]] = {}
+    for turn in range(args.whole_rounds):
+        for method in methods if turn % 2 == 0 else methods[::-1]:
+            took, losses[method] = sweeps.measure(method, job, words, len(job.specs), args.processes)
+            seconds[method].append(took)
+    peers = [min(taken) for taken in zip(*(seconds[m] for m in methods[:-1]), strict=True)]
+    ratios = [peer / ours for peer, ours in zip(peers, seconds[sweeps.OURS], strict=True)]
+    return {
+        "table": "whole sweep",
+        "machine": machine.facts(args.device) | {"threads": args.threads},
+        "overrides": words,
+        "runs": len(job.specs),
+        "peer": {"attention": job.attention, "every_logit": job.every_logit},
+        "rounds": args.whole_rounds,
+        "seconds": {method: _spread(taken) for method, taken in seconds.items()},
+        "ratio_to_peer": _spread(ratios) if ratios else None,
+        "mean_eval_loss": {method: statistics.fmean(found.values()) for method, found in losses.items()},
+    }
+
+
+def show_whole(entry: dict[str, Any]) -> None:
+    """Print the table of whole sweeps."""
+    print(f"\nthe sweep of {entry['runs']} runs from command to table ({' '.join(entry['overrides'])})")
+    for method, taken in entry["seconds"].items():
+        loss = entry["mean_eval_loss"][method]
+        print(f"{method:<15} {taken['median']:>7.1f} s ({taken['min']:.1f}-{taken['max']:.1f})  eval loss {loss:.4f}")
+    if ratio := entry["ratio_to_peer"]:
+        print(f"lora-lab sweep to the better peer: {ratio['median']:.2f}x ({ratio['min']:.2f}-{ratio['max']:.2f})")
+
+
 def _spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
@@ -175,9 +216,8 @@ def show(entry: dict[str, Any]) -> None:
     peak = entry["peak_flops_per_second"]["median"]
     peer = entry["peer"]
     print(f"\n{entry['shape']}: {entry['model']}, peak {peak / 1e9:.0f} GFLOP/s, {entry['rounds']} rounds")
-    print(
-        f"peer: {peer['attention']} attention, logits {'of all positions' if peer['every_logit'] else 'where a label is'}"
-    )
+    logits = "of all positions" if peer["every_logit"] else "where a label is"
+    print(f"peer: {peer['attention']} attention, logits {logits}")
     print(f"{'method':<10} {'runs':>4} {'GFLOP/s':>8} {'of peak':>8} {'to the peer (min-max)':>24} {'memory':>9}")
     for row in entry["rows"]:
         ratio = row["ratio_to_peer"]
@@ -207,13 +247,19 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2, help="concurrent ones of `trainers`")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--model", nargs="+", default=[], metavar="key=value", help="overrides, e.g. model=tiny")
+    parser.add_argument("--tables", nargs="+", default=["steps", "whole"], choices=["steps", "whole"])
+    parser.add_argument("--whole-runs", type=int, default=16, help="runs of the sweep from command to table")
+    parser.add_argument("--whole-steps", type=int, default=12, help="steps of each of them")
+    parser.add_argument("--whole-rounds", type=int, default=1)
+    parser.add_argument("--whole-attention", default="eager", choices=["eager", "sdpa"], help="the peer's")
     parser.add_argument("--quick", action="store_true", help="one round, one step, three runs, no tuning")
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     if args.quick:
-        args.rounds, args.steps, args.solo_runs, args.lanes = 1, 1, 3, [1, 3]
+        args.rounds, args.steps, args.solo_runs, args.lanes = 1, 1, 3, [3]
+        args.whole_runs, args.whole_steps = 3, 1
 
-    for name in args.shapes:
+    for name in args.shapes if "steps" in args.tables else ():
         shape = Shape.read(name)
         if shape.length is None and alpaca_file() is None:
             print(f"\n{name}: left out, $LORA_LAB_DATA has no instructions")
@@ -226,6 +272,14 @@ def main() -> None:
             comparison.round(turn)
         entry = comparison.entry()
         show(entry)
+        machine.keep(args.results, [entry])
+    if "whole" in args.tables:
+        size = compose_sweep(str(SWEEP), args.model).sweep.base.budget.batch_size
+        words = [*args.model, *sweeps.overrides(args.whole_steps, args.whole_steps * size)]
+        specs = {f"run{i:02d}": spec for i, spec in enumerate(points(words, args.whole_runs, own_seeds=False))}
+        job = Job("trainer", "", {run: to_tree(spec) for run, spec in specs.items()}, 0, 1, args.threads, args.device)
+        entry = whole(args, replace(job, attention=args.whole_attention), words)
+        show_whole(entry)
         machine.keep(args.results, [entry])
     print(f"\nkept in {args.results}")
 

@@ -87,11 +87,11 @@ def each_trial(count: int, train: Callable[[int], float]) -> None:
 
 def train(base: BaseModel, runs: Sequence[Planned], first: int, *, every_logit: bool = False) -> Found:
     """Train ``runs``; the time of each one's steps after its ``first`` counts."""
-    from transformers import Trainer, TrainerCallback
+    from transformers import PrinterCallback, Trainer, TrainerCallback
 
     found, watch = Found(), Stopwatch(first, base.device)
 
-    class Watcher(TrainerCallback):  # type: ignore[misc]
+    class Watcher(TrainerCallback):
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             watch.step()
 
@@ -107,6 +107,7 @@ def train(base: BaseModel, runs: Sequence[Planned], first: int, *, every_logit: 
                 data_collator=Collator(base.tokenizer.pad_token_id or 0, every_logit),
                 callbacks=[Watcher()],
             )
+            trainer.remove_callback(PrinterCallback)
             watch.begin()
             loss = float(trainer.train().training_loss)
             watch.end()

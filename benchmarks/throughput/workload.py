@@ -77,8 +77,8 @@ def alpaca_file() -> Path | None:
     return path if path is not None and path.exists() else None
 
 
-def points(words: Sequence[str], runs: int) -> list[RunSpec]:
-    """The first ``runs`` runs of the sweep, as the study hands them out, each with a seed of its own."""
+def points(words: Sequence[str], runs: int, own_seeds: bool = True) -> list[RunSpec]:
+    """The first ``runs`` runs of the sweep, as the study hands them out; with ``own_seeds`` each has another seed."""
     composed = compose_sweep(str(SWEEP), [*words, f"sweep.trials={runs}"])
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -86,7 +86,7 @@ def points(words: Sequence[str], runs: int) -> list[RunSpec]:
     ):
         found = []
         while (run := study.next_run()) is not None:
-            found.append(run.spec.at({}, seed=len(found)))
+            found.append(run.spec.at({}, seed=len(found)) if own_seeds else run.spec)
     return found
 
 
