@@ -143,13 +143,17 @@ class Comparison:
         """All of it as a JSON tree."""
         rows = []
         for method, rounds in self.rounds.items():
-            ratios = [row["flops_per_second"] / peer for turn, row in enumerate(rounds) if (peer := self.peer(turn))]
+            rates = [row["flops_per_second"] for row in rounds]
+            ratios = [rate / peer for turn, rate in enumerate(rates) if (peer := self.peer(turn))]
+            alone = [row["flops_per_second"] for row in self.rounds.get("trainer", [])]
+            solo = [rate / one for rate, one in zip(rates, alone, strict=False)]
             rows.append(
                 {
                     "method": method,
-                    "flops_per_second": _spread([row["flops_per_second"] for row in rounds]),
+                    "flops_per_second": _spread(rates),
                     "share_of_peak": _spread([row["share_of_peak"] for row in rounds]),
                     "ratio_to_peer": _spread(ratios) if ratios else None,
+                    "ratio_to_trainer": _spread(solo) if solo else None,
                     "peak_bytes": max(row["peak_bytes"] for row in rounds),
                     "runs": len(self.losses[method]),
                     "losses": self.losses[method],
@@ -169,6 +173,17 @@ class Comparison:
             "peer": {"attention": self.attention, "every_logit": self.every_logit, "tried": self.tried},
             "loss_difference": worst | {"tolerance": TOLERANCE, "tolerance_with_dropout": WITH_DROPOUT},
             "losses_agree": worst["without_dropout"] <= TOLERANCE and worst["with_dropout"] <= WITH_DROPOUT,
+            "points": {
+                run: {
+                    "r": spec.method.r,
+                    "alpha": spec.method.effective_alpha,
+                    "roles": list(spec.method.mask),
+                    "dropout": spec.method.dropout,
+                    "lr": spec.optimizer.lr,
+                    "weight_decay": spec.optimizer.weight_decay,
+                }
+                for run, spec in self.specs.items()
+            },
             "rows": rows,
         }
 
@@ -218,13 +233,16 @@ def show(entry: dict[str, Any]) -> None:
     print(f"\n{entry['shape']}: {entry['model']}, peak {peak / 1e9:.0f} GFLOP/s, {entry['rounds']} rounds")
     logits = "of all positions" if peer["every_logit"] else "where a label is"
     print(f"peer: {peer['attention']} attention, logits {logits}")
-    print(f"{'method':<10} {'runs':>4} {'GFLOP/s':>8} {'of peak':>8} {'to the peer (min-max)':>24} {'memory':>9}")
+    print(
+        f"{'method':<10} {'runs':>4} {'GFLOP/s':>8} {'of peak':>8} {'to the peer (min-max)':>24} {'to trainer':>10} {'memory':>9}"
+    )
     for row in entry["rows"]:
         ratio = row["ratio_to_peer"]
         said = f"{ratio['median']:.2f}x ({ratio['min']:.2f}-{ratio['max']:.2f})" if ratio else "-"
+        solo = f"{row['ratio_to_trainer']['median']:.2f}x" if row["ratio_to_trainer"] else "-"
         print(
             f"{row['method']:<10} {row['runs']:>4} {row['flops_per_second']['median'] / 1e9:>8.0f} "
-            f"{row['share_of_peak']['median']:>8.0%} {said:>24} {row['peak_bytes'] / 1e6:>6.0f} MB"
+            f"{row['share_of_peak']['median']:>8.0%} {said:>24} {solo:>10} {row['peak_bytes'] / 1e6:>6.0f} MB"
         )
     worst = entry["loss_difference"]
     print(

@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from command import environment
-
-import lora_lab
-
-BENCHMARKS = Path(lora_lab.__file__).parent.parent / "benchmarks"
+import memory_curve
+import pytest
+import sweep_throughput
 
 
-def run(program: str, results: Path, *words: str) -> list[dict[str, Any]]:
-    command = [sys.executable, str(BENCHMARKS / program), "--model", "model=tiny", "--results", str(results), *words]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
+def run(program: ModuleType, monkeypatch: pytest.MonkeyPatch, results: Path, *words: str) -> list[dict[str, Any]]:
+    """What the program keeps; its methods run in processes of their own, as always."""
+    command = [f"{program.__name__}.py", "--model", "model=tiny", "--results", str(results), "--threads", "1", *words]
+    monkeypatch.setattr(sys, "argv", command)
+    program.main()
     entries: list[dict[str, Any]] = json.loads(results.read_text())
     for entry in entries:
         facts = entry["machine"]
         assert facts["packages"]["torch"]
-        assert facts["cores"] >= facts["threads"] >= 1
-        assert facts["command"].startswith("python ")
+        assert facts["threads"] == 1 <= facts["cores"]
+        assert facts["command"].startswith(f"python {program.__name__}.py --model")
     return entries
 
 
-def test_sweep_throughput_compares_methods(tmp_path: Path) -> None:
-    words = ("--quick", "--threads", "1", "--shapes", "1x16", "--methods", "trainers", "pack")
-    steps, whole = run("sweep_throughput.py", tmp_path / "results.json", *words)
+def test_sweep_throughput_compares_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("--quick", "--shapes", "1x16", "--methods", "trainers", "pack")
+    steps, whole = run(sweep_throughput, monkeypatch, tmp_path / "results.json", *words)
     rows = {row["method"]: row for row in steps["rows"]}
     assert list(rows) == ["trainers", "pack 3"]
     assert rows["trainers"]["ratio_to_peer"]["median"] == 1.0
@@ -44,8 +43,8 @@ def test_sweep_throughput_compares_methods(tmp_path: Path) -> None:
     assert max(losses) - min(losses) < 0.1
 
 
-def test_memory_curve_measures_every_number_of_lanes(tmp_path: Path) -> None:
-    (entry,) = run("memory_curve.py", tmp_path / "results.json", "--lanes", "2", "--steps", "1", "--threads", "1")
+def test_memory_curve_measures_every_number_of_lanes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (entry,) = run(memory_curve, monkeypatch, tmp_path / "results.json", "--lanes", "2", "--steps", "1")
     (row,) = entry["rows"]
     assert row["lanes"] == 2
     assert row["peak_bytes"] > row["loaded_bytes"] > 0
