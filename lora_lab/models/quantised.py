@@ -1,0 +1,209 @@
+"""Quantised base models: 4-bit (NF4, FP4; arXiv:2305.14314) and 8-bit (arXiv:2208.07339) weights by bitsandbytes.
+
+Which weights: those of every linear map but the head, as transformers does; embeddings, norms, biases and the head
+keep ``model.dtype``. They are bitsandbytes' modules (``Linear4bit``, ``Linear8bitLt``), so PEFT knows them.
+
+:func:`frozen_weight` gives any linear map's weight in the model's dtype. An 8-bit weight is used through it, too: only
+weights are rounded here, while bitsandbytes' own 8-bit forward rounds activations as well.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from lora_lab.errors import ModelError
+from lora_lab.spec import FOUR_BIT, ModelSpec
+
+if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig, PreTrainedModel
+
+
+_DTYPES: WeakKeyDictionary[nn.Module, torch.dtype] = WeakKeyDictionary()
+"""The model's dtype by 8-bit module: nothing in one says it."""
+
+
+def bitsandbytes() -> Any:
+    """The library, imported without its word about a package that is not needed.
+
+    Raises:
+        ModelError: it is not installed, or not for this machine.
+    """
+    loggers = [logging.getLogger(f"bitsandbytes.{name}") for name in ("backends.cpu.ops", "cextension")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        import bitsandbytes as library
+    except (ImportError, OSError, RuntimeError) as error:
+        raise ModelError(
+            f"model.quantization: bitsandbytes cannot be used here ({error}). "
+            "Install it with `pip install bitsandbytes`, or set model.quantization=none."
+        ) from error
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # a line a product, of bfloat16
+    return library
+
+
+def quantisation_config(spec: ModelSpec) -> BitsAndBytesConfig:
+    """What transformers is told so that it quantises as :func:`quantise` does."""
+    from transformers import BitsAndBytesConfig
+
+    bitsandbytes()
+    if spec.quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=spec.quantization,
+        bnb_4bit_use_double_quant=spec.double_quant,
+        bnb_4bit_compute_dtype=getattr(torch, spec.dtype),
+    )
+
+
+def quantise(model: PreTrainedModel, spec: ModelSpec) -> None:
+    """Replace the linear maps of ``model`` but its head by quantised ones, in place, each on the device it is on.
+
+    Works on tensors without data (``FakeTensorMode``), too. A ``Conv1D`` (GPT-2) becomes a linear module with its
+    weight as ``(out, in)``. Weights keep no trace of their values before.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    library = bitsandbytes()
+    head = model.get_output_embeddings()
+    make = _eight_bit if spec.quantization == "int8" else _four_bit
+    for name, module in list(model.named_modules()):
+        if module is head or not (type(module) is nn.Linear or isinstance(module, Conv1D)):
+            continue
+        new = make(library, module, frozen_weight(module).contiguous(), spec)
+        new.source_cls = type(module)
+        new.bias = module.bias
+        new.requires_grad_(False)
+        new.train(module.training)
+        model.set_submodule(name, new)
+    config: Any = model.config
+    config.quantization_config = quantisation_config(spec)
+    setattr(model, "is_loaded_in_8bit" if spec.quantization == "int8" else "is_loaded_in_4bit", True)
+
+
+def _four_bit(library: Any, module: nn.Module, weight: Tensor, spec: ModelSpec) -> Any:
+    packed, state = library.functional.quantize_4bit(
+        weight, compress_statistics=spec.double_quant, quant_type=spec.quantization
+    )
+    outputs, inputs = weight.shape
+    with torch.device("meta"):
+        new = library.nn.Linear4bit(
+            inputs,
+            outputs,
+            bias=module.bias is not None,
+            compute_dtype=weight.dtype,
+            compress_statistics=spec.double_quant,
+            quant_type=spec.quantization,
+        )
+    new.weight = library.nn.Params4bit(
+        packed,
+        requires_grad=False,
+        quant_state=state,
+        compress_statistics=spec.double_quant,
+        quant_type=spec.quantization,
+        module=new,
+        bnb_quantized=True,
+    )
+    new.quant_state = state
+    return new
+
+
+def _eight_bit(library: Any, module: nn.Module, weight: Tensor, spec: ModelSpec) -> Any:
+    rounded, scales, _ = library.functional.int8_vectorwise_quant(weight.to(torch.float16))
+    outputs, inputs = weight.shape
+    with torch.device("meta"):
+        new = library.nn.Linear8bitLt(
+            inputs, outputs, bias=module.bias is not None, has_fp16_weights=False, threshold=6.0
+        )
+    new.weight = library.nn.Int8Params(rounded, requires_grad=False, has_fp16_weights=False, CB=rounded, SCB=scales)
+    return new
+
+
+def steady(model: PreTrainedModel, spec: ModelSpec) -> None:
+    """Make the quantised modules of a loaded model compute the same in training and in evaluation.
+
+    bitsandbytes repacks 4-bit weights in place for another CPU kernel (with block scales in bfloat16) at the first
+    forward without gradient; then they could no longer be de-quantised.
+    """
+    library = bitsandbytes()
+    for module in model.modules():
+        if isinstance(module, library.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+        if isinstance(module, library.nn.Linear8bitLt):
+            _DTYPES[module] = getattr(torch, spec.dtype)
+
+
+def frozen_weight(module: nn.Module) -> Tensor:
+    """The ``(out, in)`` weight of a linear map, in the model's dtype.
+
+    A view of the weight itself where it is not quantised (transposed for ``Conv1D``), else a new tensor,
+    de-quantised by bitsandbytes' kernel of the device. Nothing of it needs a gradient.
+    """
+    weight: Any = module.weight
+    kind = type(weight).__name__
+    if kind == "Params4bit":
+        whole: Tensor = bitsandbytes().functional.dequantize_4bit(weight.data, weight.quant_state)
+    elif kind == "Int8Params":
+        whole = bitsandbytes().functional.int8_vectorwise_dequant(weight.data, *constants(module))
+        whole = whole.to(_DTYPES[module])
+    else:
+        whole = weight.detach() if isinstance(module, nn.Linear) else weight.detach().t()
+    return whole
+
+
+def original_size(parameter: nn.Parameter) -> int:
+    """Numbers in ``parameter`` before it was quantised (two of them share a byte in 4 bits)."""
+    state = getattr(parameter, "quant_state", None)
+    return parameter.numel() if state is None else int(torch.Size(state.shape).numel())
+
+
+def constants(module: nn.Module) -> list[Tensor]:
+    """The tensors by which a quantised module's weight is read: block scales, their scales, code tables."""
+    weight: Any = getattr(module, "weight", None)
+    state = getattr(weight, "quant_state", None)
+    if state is not None:
+        found = [state.absmax, state.code]
+        if state.nested:
+            found += [state.offset, state.state2.absmax, state.state2.code]
+        return found
+    if type(weight).__name__ == "Int8Params":
+        kept: Any = module.state  # the first forward of bitsandbytes' own moves them there
+        return [weight.SCB if weight.SCB is not None else kept.SCB]
+    return []
+
+
+def check_quantised(config: Any, spec: ModelSpec) -> None:
+    """Refuse files that are quantised otherwise than ``spec`` says.
+
+    Raises:
+        ModelError: another quantiser's, or other settings of bitsandbytes.
+    """
+    saved = getattr(config, "quantization_config", None)
+    if saved is None or spec.source == "wheel":
+        return
+    said = saved if isinstance(saved, dict) else saved.to_dict()
+    method = said.get("quant_method")
+    if method != "bitsandbytes":
+        raise ModelError(
+            f"model.path={spec.path}: its weights are quantised by {method}, which cannot carry adapters here. "
+            "Give the full-precision model, and model.quantization=nf4 to make it small."
+        )
+    is_four = bool(said.get("load_in_4bit"))
+    kind = said.get("bnb_4bit_quant_type", "fp4") if is_four else "int8"
+    double = bool(is_four and said.get("bnb_4bit_use_double_quant"))
+    if kind != spec.quantization or (kind in FOUR_BIT and double != spec.double_quant):
+        also = f" model.double_quant={str(double).lower()}" if is_four else ""
+        raise ModelError(
+            f"model.path={spec.path}: its weights are saved as {kind}{' with double quantisation' if double else ''}, "
+            f"and model.quantization={spec.quantization}. Set model.quantization={kind}{also}."
+        )
