@@ -6,7 +6,7 @@ import psutil
 import torch
 
 from lora_lab.methods import Attachment
-from lora_lab.models import BaseModel
+from lora_lab.models import BaseModel, original_size
 from lora_lab.packing.inputs import Sequences, count_targets
 
 
@@ -21,10 +21,10 @@ class Flops:
     def __init__(self, base: BaseModel) -> None:
         model, config = base.model, base.model.config
         head = model.get_output_embeddings().weight
-        self.head = 2 * head.numel()
+        self.head = 2 * original_size(head)
         embedding = model.get_input_embeddings().weight
         self.body = 2 * sum(
-            p.numel() for p in model.parameters() if p.dim() == 2 and p is not head and p is not embedding
+            original_size(p) for p in model.parameters() if p.dim() == 2 and p is not head and p is not embedding
         )
         heads = config.num_attention_heads
         dimension = getattr(config, "head_dim", None) or config.hidden_size // heads

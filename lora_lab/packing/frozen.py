@@ -1,7 +1,8 @@
 """The frozen linear modules that read one input, as one product.
 
 ``query``, ``key`` and ``value`` read the same rows, and so do a gated MLP's first two: their weights are laid side by
-side in one matrix, of which the modules then hold views, so that nothing is held twice.
+side in one matrix, of which the modules then hold views, so that nothing is held twice. A quantised weight is
+de-quantised once for all lanes.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from lora_lab.models import frozen_weight
 from lora_lab.packing.phases import phase
 
 
@@ -24,12 +26,11 @@ class Frozen:
     def __init__(self, names: Sequence[str], modules: Sequence[nn.Module]) -> None:
         self.names, self.modules = tuple(names), tuple(modules)
         self._merged: Tensor | None = None
-        weights = [_weight(module) for module in modules]
-        bounds = [0, *itertools.accumulate(len(weight) for weight in weights)]
+        bounds = [0, *itertools.accumulate(len(frozen_weight(module)) for module in modules)]
         self.columns: tuple[tuple[int, int], ...] = tuple(itertools.pairwise(bounds))
-        if len(modules) > 1:
+        if len(modules) > 1 and all(module.weight.is_floating_point() for module in modules):  # type: ignore[operator]
             with phase("weights"), torch.no_grad():
-                self._merged = torch.cat(weights)
+                self._merged = torch.cat([frozen_weight(module) for module in modules])
             for module, (a, b) in zip(modules, self.columns, strict=True):
                 module.weight.data = self._merged[a:b]
         self._bias = self._merged_bias()
@@ -38,7 +39,7 @@ class Frozen:
         biases = [getattr(module, "bias", None) for module in self.modules]
         if len(biases) == 1 or all(bias is None for bias in biases):
             return biases[0]
-        like = _weight(self.modules[0])
+        like = next(bias for bias in biases if bias is not None)
         return torch.cat(
             [
                 bias.detach() if bias is not None else like.new_zeros(b - a)
@@ -48,8 +49,11 @@ class Frozen:
 
     @property
     def weight(self) -> Tensor:
-        """``(out, in)``, the modules' outputs one after another."""
-        return self._merged if self._merged is not None else _weight(self.modules[0])
+        """``(out, in)``, the modules' outputs one after another; where they are quantised, de-quantised each time."""
+        if self._merged is not None:
+            return self._merged
+        weights = [frozen_weight(module) for module in self.modules]
+        return weights[0] if len(weights) == 1 else torch.cat(weights)
 
     def product(self, x: Tensor) -> Tensor:
         """``(rows, out)`` of ``x (rows, in)``."""
@@ -65,10 +69,3 @@ class Frozen:
             for module in self.modules:
                 module.weight.data = module.weight.data.clone()  # type: ignore[operator]
             self._merged = None
-
-
-def _weight(module: nn.Module) -> Tensor:
-    """``(out, in)``; a ``Conv1D`` keeps its weight the other way round."""
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    return weight.detach() if isinstance(module, nn.Linear) else weight.detach().t()
