@@ -22,6 +22,7 @@ from lora_lab.errors import LoraLabError, OutOfMemory
 from lora_lab.models import BaseModel
 from lora_lab.packing.forward import token_losses
 from lora_lab.packing.inputs import count_targets
+from lora_lab.packing.passes import passes
 from lora_lab.packing.paths import Mount
 from lora_lab.spec import Controller, Outcome, Recorder, StepMetrics, Verdict
 
@@ -151,19 +152,20 @@ class Pack:
         tokens = [sum(len(ids) for micro in batch for ids, _ in micro) for batch in batches]
         sums = [0.0] * len(self.lanes)
         for turn in range(max(len(batch) for batch in batches)):
-            active = [i for i, batch in enumerate(batches) if turn < len(batch)]
-            parts = [self.lanes[i].part(batches[i][turn], turn) for i in active]
-            results = token_losses(self.mount, parts)
-            losses = [result.losses.sum() for result in results]
-            memory = resident_bytes(self.base.device)
-            scaled = [loss / max(1, targets[i]) for i, loss in zip(active, losses, strict=True)]
-            torch.autograd.backward(scaled)
-            memory = max(memory, resident_bytes(self.base.device))
-            for i, loss in zip(active, losses, strict=True):
-                lane = self.lanes[i]
-                sums[i] += float(loss.detach())
-                lane.peak = max(lane.peak, memory)
-                lane.flops += self.flops.training(batches[i][turn], lane.attachment)
+            due = [i for i, batch in enumerate(batches) if turn < len(batch)]
+            rows = [sum(len(ids) for ids, _ in batches[i][turn]) for i in due]
+            for together in passes(rows, self.mount.kernels):
+                active = [due[place] for place in together]
+                parts = [self.lanes[i].part(batches[i][turn], turn) for i in active]
+                losses = [result.losses.sum() for result in token_losses(self.mount, parts)]
+                memory = resident_bytes(self.base.device)
+                torch.autograd.backward([loss / max(1, targets[i]) for i, loss in zip(active, losses, strict=True)])
+                memory = max(memory, resident_bytes(self.base.device))
+                for i, loss in zip(active, losses, strict=True):
+                    lane = self.lanes[i]
+                    sums[i] += float(loss.detach())
+                    lane.peak = max(lane.peak, memory)
+                    lane.flops += self.flops.training(batches[i][turn], lane.attachment)
         means = [s / max(1, n) for s, n in zip(sums, targets, strict=True)]
         return means, targets, tokens, time.monotonic() - started
 
