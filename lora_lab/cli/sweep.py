@@ -84,7 +84,7 @@ def _check_input(composed: Composed) -> None:
     from lora_lab.worker.preflight import check_runs, points_to_check
 
     device_kind(composed.execution.device)
-    check_runs(points_to_check(composed.sweep))
+    check_runs(points_to_check(composed.sweep), composed.execution.device)
 
 
 def _train(composed: Composed, study: Study, console: Console, command: str) -> None:

@@ -10,6 +10,7 @@ import hashlib
 import math
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from lora_lab.errors import CheckpointError
 from lora_lab.methods import Attachment, attach
 from lora_lab.models import BaseModel
 from lora_lab.optim import optimizers, schedules
+from lora_lab.optim.sophia import Sophia
+from lora_lab.optim.state import export_state, import_state
 from lora_lab.packing.forward import Part
 from lora_lab.packing.inputs import Sequences
 from lora_lab.spec import EvalMetrics, RunSpec, StepMetrics
@@ -48,8 +51,10 @@ class Lane:
         spec = job.spec
         self.job, self.spec, self.run = job, spec, job.run
         self.attachment: Attachment = attach(base, spec.method, spec.seed)
-        self.parameters = list(self.attachment.parameters().values())
-        self.optimizer = optimizers.build(spec.optimizer, self.parameters) if self.parameters else None
+        named = self.attachment.parameters()
+        self.parameters = list(named.values())
+        self.optimizer = optimizers.build(spec.optimizer, named) if named else None
+        self.curvature: dict[torch.nn.Parameter, Tensor] | None = None
         self.generator = torch.Generator(device=base.device).manual_seed(spec.seed)
         self.order = BatchOrder(len(job.data.train), spec.budget.batch_size, spec.seed)
         self.total = spec.budget.total_steps(len(job.data.train)) if self.parameters else 0
@@ -95,16 +100,20 @@ class Lane:
         value = float(norm)
         if not math.isfinite(value):
             return value, lr, False
+        if self.curvature is not None and not all(bool(h.isfinite().all()) for h in self.curvature.values()):
+            return math.nan, lr, False
         limit = self.spec.optimizer.max_grad_norm
         if limit is not None:
             torch._foreach_mul_(grads, torch.clamp(limit / (norm + 1e-6), max=1.0))
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        optimizers.set_rate(self.optimizer, lr)
+        if self.curvature is not None and isinstance(self.optimizer, Sophia):
+            self.optimizer.observe(self.curvature)
         self.optimizer.step()
         return value, lr, True
 
     def clear_gradients(self) -> None:
-        """Forget the gradients of the step."""
+        """Forget the gradients of the step, and its estimate of the Hessian."""
+        self.curvature = None
         for parameter in self.parameters:
             parameter.grad = None
 
@@ -151,6 +160,14 @@ class Lane:
             self.best = metrics
             self.best_tensors = {k: v.detach().clone() for k, v in self.attachment.state_dict().items()}
 
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Within, the adapter is the one to evaluate and save, which need not be the one that trains."""
+        return optimizers.evaluating(self.optimizer)
+
+    def finish(self) -> None:
+        """Leave the adapter as it is evaluated and saved; this lane trains no more."""
+        optimizers.finish(self.optimizer)
+
     # -- files ----------------------------------------------------------------------------------------
 
     def save(self) -> None:
@@ -171,12 +188,8 @@ class Lane:
             "optimizer": {},
         }
         if self.optimizer is not None:
-            for index, values in self.optimizer.state_dict()["state"].items():
-                for name, value in values.items():
-                    if isinstance(value, Tensor):
-                        tensors[f"optimizer.{index}.{name}"] = value
-                    else:
-                        state["optimizer"][f"{index}.{name}"] = value
+            found, state["optimizer"] = export_state(self.optimizer)
+            tensors |= {f"optimizer.{k}": v for k, v in found.items()}
         checkpoint.write(self.job.folder, tensors, state)
         self.saved_at = time.monotonic()
 
@@ -216,13 +229,7 @@ class Lane:
         self.last = EvalMetrics(**state["last"]) if state["last"] else None
         self.best = EvalMetrics(**state["best"]) if state["best"] else None
         if self.optimizer is not None:
-            full = self.optimizer.state_dict()
-            per_parameter: dict[int, dict[str, Any]] = {}
-            for name, value in (_under("optimizer.", tensors) | state["optimizer"]).items():
-                index, field = name.split(".", 1)
-                per_parameter.setdefault(int(index), {})[field] = value
-            full["state"] = per_parameter
-            self.optimizer.load_state_dict(full)
+            import_state(self.optimizer, _under("optimizer.", tensors) | state["optimizer"])
 
     @property
     def own_bytes(self) -> int:

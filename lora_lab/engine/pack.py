@@ -7,6 +7,7 @@ parameters. Lanes join and leave at step boundaries.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections import deque
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
+from lora_lab.engine import curvature
 from lora_lab.engine.cost import Flops, resident_bytes
 from lora_lab.engine.evaluate import Candidate, evaluate
 from lora_lab.engine.lane import Lane, LaneJob
@@ -76,6 +78,9 @@ class Pack:
             ended = self._fill(source)
             if self.lanes:
                 ended += self._step()
+            for end in ended:
+                if end.lane is not None and end.outcome in (Outcome.COMPLETED, Outcome.PRUNED):
+                    end.lane.finish()
             if ended:
                 yield ended
             elif not self.lanes:
@@ -121,6 +126,9 @@ class Pack:
         before = [lane.generator.get_state() for lane in self.lanes]
         try:
             gradients = self._gradients()
+            for lane, loss in zip(self.lanes, gradients[0], strict=True):
+                if curvature.due(lane) and math.isfinite(loss):
+                    curvature.estimate(self.base, lane, self.flops)
         except RuntimeError as error:
             if not _out_of_memory(error):
                 raise
@@ -209,6 +217,12 @@ class Pack:
         return ended
 
     def _evaluate(self, lanes: list[Lane]) -> None:
+        with contextlib.ExitStack() as stack:
+            for lane in lanes:
+                stack.enter_context(lane.evaluating())
+            self._evaluate_all(lanes)
+
+    def _evaluate_all(self, lanes: list[Lane]) -> None:
         if not lanes:
             return
         candidates = [
@@ -225,8 +239,8 @@ class Pack:
                     f"{lanes[0].spec.evaluation.batch_size} sequences at once; lower evaluation.batch_size."
                 ) from error
             self._release()
-            self._evaluate(lanes[: len(lanes) // 2])
-            self._evaluate(lanes[len(lanes) // 2 :])
+            self._evaluate_all(lanes[: len(lanes) // 2])
+            self._evaluate_all(lanes[len(lanes) // 2 :])
             return
         for lane, metrics in zip(lanes, found, strict=True):
             lane.seconds += metrics.seconds

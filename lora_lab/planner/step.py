@@ -67,7 +67,12 @@ class Shape:
                 layers=method.layers,
                 dropout=0.5 if method.dropout else 0.0,
             ),
-            optimizer=OptimizerSpec(optimizer.name, momentum=0.5 if optimizer.momentum else 0.0),
+            optimizer=OptimizerSpec(
+                optimizer.name.removeprefix("paged_"),  # as many bytes, if not all of them at once on the device
+                momentum=0.5 if optimizer.own.get("momentum") else 0.0,
+                lora_plus_ratio=None if optimizer.lora_plus_ratio is None else 2.0,
+                layer_decay=None if optimizer.layer_decay is None else 0.5,
+            ),
             rows=spec.budget.micro,
             length=length,
             supervised=max(1, min(length - 1, supervised or length)),
@@ -152,7 +157,7 @@ def _train(model: PreTrainedModel, shape: Shape, ledger: Ledger, part: Part, inp
             losses_of(paths, [part], inputs)
         return
     paths.mount(part.attachment)
-    optimizer = build(shape.optimizer, parameters)
+    optimizer = build(shape.optimizer, part.attachment.parameters())
     with ledger.phase("gradients"):
         for parameter in parameters:
             parameter.grad = torch.empty_like(parameter)

@@ -109,6 +109,7 @@ class RunSpec:
         self.data.canonical(tree["data"])
         self.method.canonical(tree["method"])
         self.optimizer.canonical(tree["optimizer"])
+        self.schedule.canonical(tree["schedule"], self.budget.steps)
         budget = tree["budget"]
         budget["micro_batch_size"] = self.budget.micro
         if self.budget.steps is None:

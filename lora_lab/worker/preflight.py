@@ -11,6 +11,7 @@ from lora_lab import data, models
 from lora_lab.errors import SweepFolderError
 from lora_lab.files import folder_errors
 from lora_lab.methods import target_modules
+from lora_lab.optim.devices import check_device
 from lora_lab.spec import Mask, MethodSpec, ModelSpec, RunSpec, Sweep
 
 SPARE_BYTES = 64 * 2**20
@@ -35,15 +36,18 @@ def check_folder(folder: Path, need: int = 0) -> None:
         )
 
 
-def check_runs(specs: Iterable[RunSpec]) -> None:
-    """Check every data set, base model, mask and layer subset that ``specs`` name, each once, loading no weights.
+def check_runs(specs: Iterable[RunSpec], device: str = "auto") -> None:
+    """Check every data set, base model, mask and layer subset that ``specs`` name, each once, loading no weights, and
+    that ``device`` can run their optimizers.
 
     Data is tokenised here, into the cache that the worker reads, because only then is it known to be enough.
 
     Raises:
-        DataError, ModelError, MethodError: what cannot be used, and how to mend it.
+        DataError, ModelError, MethodError, SpecError: what cannot be used, and how to mend it.
     """
     specs = list(specs)
+    for optimizer in dict.fromkeys(spec.optimizer for spec in specs):
+        check_device(optimizer, device)
     for dataset in dict.fromkeys(spec.data for spec in specs):
         data.check(dataset)
     masks: dict[ModelSpec, set[Mask]] = {}

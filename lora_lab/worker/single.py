@@ -57,7 +57,7 @@ def train_one(
         Interrupted: Ctrl-C; the checkpoint is in ``folder`` and the same call goes on from it.
     """
     check_folder(folder)
-    check_runs([spec])
+    check_runs([spec], device)
     queue = _QueueOfOne(_Single(0, run_id(0, spec.seed), {}, spec))
     with Interrupt() as interrupt:
         worker = Worker(

@@ -37,7 +37,7 @@ def measured(spec, lanes):
     mount = Mount(model)
     attachments = [attach(model, spec.method, seed) for seed in range(lanes)]
     parameters = [list(attachment.parameters().values()) for attachment in attachments]
-    optimizers = [build(spec.optimizer, mine) for mine in parameters]
+    optimizers = [build(spec.optimizer, attachment.parameters()) for attachment in attachments]
     ledger = Ledger()
     for tensor in (*model.model.parameters(), *model.model.buffers(), *(p for mine in parameters for p in mine)):
         ledger.book(tensor, "there before")
