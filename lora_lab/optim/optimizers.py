@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from lora_lab.optim.devices import check_device
+from lora_lab.optim.flat import flattened, follow
 from lora_lab.optim.groups import groups
 from lora_lab.optim.prodigy import Prodigy
 from lora_lab.optim.sophia import Sophia
@@ -155,6 +156,9 @@ BUILDERS: dict[str, Callable[[OptimizerSpec, Groups], torch.optim.Optimizer]] = 
     "schedulefree_adamw": _schedulefree_adamw,
 }
 
+ELEMENTWISE = frozenset({"adamw", "sgd", "lion", "schedulefree_adamw"})
+"""Optimizers that give a number the same update wherever it stands (:mod:`~lora_lab.optim.flat`)."""
+
 
 def build(spec: OptimizerSpec, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
     """The optimizer of ``spec`` over named parameters (at least one), at its full rate.
@@ -165,7 +169,12 @@ def build(spec: OptimizerSpec, parameters: Mapping[str, nn.Parameter]) -> torch.
     check_device(spec, next(iter(parameters.values())).device.type)
     if spec.name == "muon":
         return _muon(spec, groups(spec, parameters, lambda name, parameter: {"use_muon": parameter.ndim == 2}))
-    return BUILDERS[spec.name](spec, groups(spec, parameters))
+    made = groups(spec, parameters)
+    if spec.name not in ELEMENTWISE or len({parameter.dtype for parameter in parameters.values()}) > 1:
+        return BUILDERS[spec.name](spec, made)
+    optimizer = BUILDERS[spec.name](spec, flattened(made))
+    follow(optimizer, made)
+    return optimizer
 
 
 def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

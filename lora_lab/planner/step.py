@@ -157,7 +157,8 @@ def _train(model: PreTrainedModel, shape: Shape, ledger: Ledger, part: Part, inp
             losses_of(paths, [part], inputs)
         return
     paths.mount(part.attachment)
-    optimizer = build(shape.optimizer, part.attachment.parameters())
+    with ledger.phase("adapters"):
+        optimizer = build(shape.optimizer, part.attachment.parameters())
     with ledger.phase("gradients"):
         for parameter in parameters:
             parameter.grad = torch.empty_like(parameter)
