@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,12 @@ from lora_lab.spec.data import TEMPLATES as TEMPLATE_NAMES
 WITH_INPUT = Instruction("Add.", "1 + 2", "3", "sums")
 WITHOUT_INPUT = Instruction("Say hi.", "", "Hi")
 TALK = Conversation((("system", "Be kind."), ("user", "q1"), ("assistant", "a1"), ("user", "q2")), "a2")
+
+
+def twice(name: str, path: Path, **fields: Any) -> DataSpec:
+    """Both sides from one file."""
+    return DataSpec(name, str(path), str(path), on_duplicate="keep", **fields)
+
 
 ALPACA = "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
 ALPACA_INPUT = (
@@ -84,7 +91,7 @@ def test_what_is_learned_is_the_response_and_the_end(tokenizer, tmp_path, templa
         name, response = "chat", record.response
     path = tmp_path / "train.jsonl"
     path.write_text(json.dumps(values) + "\n")
-    spec = DataSpec(name, str(path), str(path), template=template, mask_prompt=mask_prompt, max_length=999)
+    spec = twice(name, path, template=template, mask_prompt=mask_prompt, max_length=999)
     split = load(spec, tokenizer).train
     ids, supervised = split.tokens(0)
     assert tokenizer.decode(ids) == f"{prompt}{response}<eos>"
@@ -128,7 +135,7 @@ def test_text_is_cut_into_blocks_that_are_learned_whole(tokenizer, tmp_path):
 def test_a_tokenizer_that_begins_every_text_begins_prompts_too(make_tokenizer, tmp_path, template):
     path = tmp_path / "train.jsonl"
     path.write_text('{"instruction": "q", "output": "a"}\n')
-    spec = DataSpec("alpaca", str(path), str(path), template=template, max_length=500)
+    spec = twice("alpaca", path, template=template, max_length=500)
     split = load(spec, make_tokenizer(bos=True)).train
     assert split.prompts[0][0] == 257 and split.prompts[0].count(257) == 1
     assert len(split.prompts[0]) == 1 + len(load(spec, make_tokenizer()).train.prompts[0])
@@ -137,7 +144,7 @@ def test_a_tokenizer_that_begins_every_text_begins_prompts_too(make_tokenizer, t
 def test_a_chat_template_writes_its_own_beginning(make_tokenizer, tmp_path):
     path = tmp_path / "train.jsonl"
     path.write_text('{"instruction": "q", "output": "a"}\n')
-    spec = DataSpec("alpaca", str(path), str(path), template="chat", max_length=500)
+    spec = twice("alpaca", path, template="chat", max_length=500)
     template = "{{ bos_token }}{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
     split = load(spec, make_tokenizer(bos=True, chat_template=template)).train
     assert split.prompts[0] == [257, *make_tokenizer()("[q]")["input_ids"]]
@@ -161,7 +168,7 @@ def test_a_conversation_that_the_chat_template_refuses_is_shown(tokenizer, tmp_p
     turns = [{"role": "user", "content": "q1"}, {"role": "user", "content": "q2"}]
     path.write_text(json.dumps({"messages": [*turns, {"role": "assistant", "content": "a"}]}) + "\n")
     with pytest.raises(DataError, match=r"roles must alternate\); its roles: user, user. Its last turn: 'q2'"):
-        load(DataSpec("chat", str(path), str(path), template="chat"), tokenizer)
+        load(twice("chat", path, template="chat"), tokenizer)
 
 
 def test_no_end_of_sequence_token_is_refused(make_tokenizer):

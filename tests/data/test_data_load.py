@@ -27,7 +27,7 @@ def instructions(folder: Path, *pairs_of_text: tuple[str, str], name: str = "tra
 
 
 def spec_of(path: str, **fields: object) -> DataSpec:
-    return DataSpec(**({"name": "alpaca", "path": path, "eval_path": path} | fields))  # type: ignore[arg-type]
+    return DataSpec(**({"name": "alpaca", "path": path, "eval_path": path, "on_duplicate": "keep"} | fields))  # type: ignore[arg-type]
 
 
 # --- lengths --------------------------------------------------------------------------------------------------------
