@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +26,9 @@ from lora_lab.spec import DataSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+_LOG = logging.getLogger(__name__)
+_SAID: set[str] = set()  # what was logged in this process: once a data set is enough
 
 _FORMAT = 2  # raise when the same records would give other tokens, so that old cache files are not read
 
@@ -109,7 +113,27 @@ def load(spec: DataSpec, tokenizer: PreTrainedTokenizerBase, cache: Path | None 
     dropped = 0 if spec.on_duplicate == "keep" else division.duplicates
     train = _split(spec, "train", there, place[division.train[0]], division.train[1], names, dropped)
     evaluation = _split(spec, "held-out", there, place[division.evaluation[0]], division.evaluation[1], names)
-    return Tokenised(train, evaluation, _digest(division, there), division.duplicates)
+    tokenised = Tokenised(train, evaluation, _digest(division, there), division.duplicates)
+    if tokenised.digest not in _SAID:
+        _SAID.add(tokenised.digest)
+        _say(spec, tokenised)
+    return tokenised
+
+
+def _say(spec: DataSpec, tokenised: Tokenised) -> None:
+    """Log what of the data set is not trained on as it stands."""
+    name = spec.path or spec.name
+    if tokenised.truncated:
+        cut = "end" if spec.truncate == "right" else "beginning"
+        _LOG.warning(
+            "%s: %d training and %d held-out examples are cut at the %s, to data.max_length=%d tokens.",
+            *(name, tokenised.train.truncated, tokenised.evaluation.truncated, cut, spec.max_length),
+        )
+    if tokenised.duplicates:
+        what = "trained on all the same" if spec.on_duplicate == "keep" else "left out of training"
+        _LOG.warning("%s: %d training examples equal a held-out one and are %s.", name, tokenised.duplicates, what)
+    if tokenised.skipped:
+        _LOG.warning("%s: %d rows are skipped; the first: %s", name, tokenised.skipped, tokenised.told[0])
 
 
 def _sources(spec: DataSpec) -> list[Source | None]:

@@ -24,6 +24,9 @@ ROW_BYTES = 16 * 2**20
 ARRAY_BYTES = 2**30
 """The largest JSON array: it is held whole while it is read."""
 
+PIECE = 2**20
+"""Characters of running text that are tokenised at once, to bound the memory it takes."""
+
 _CHUNK = 1 << 20
 _TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{},]', re.DOTALL)
 
@@ -47,11 +50,8 @@ def rows(path: str, field: str = "data.path") -> Iterator[Row | DataError]:
             yield from _json(file, stream, field)
 
 
-def text_pieces(path: str, field: str = "data.path", size: int = 1 << 20) -> Iterator[str]:
-    """The UTF-8 text of a file in pieces of about ``size`` characters, cut where tokens do not join.
-
-    A piece ends where the next line begins with something else than white space; a text without such a place is cut
-    at ``8 * size`` characters. A byte-order mark is taken off.
+def text_pieces(path: str, field: str = "data.path") -> Iterator[str]:
+    """The UTF-8 text of a file in pieces (:func:`pieces`); a byte-order mark is taken off.
 
     Raises:
         DataError: as :func:`lora_lab.data.opening.opened`; all blank, not UTF-8, or with NUL bytes.
@@ -60,25 +60,34 @@ def text_pieces(path: str, field: str = "data.path", size: int = 1 << 20) -> Ite
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     held, line, blank = "", 1, True
     with opened(path, field) as stream:
-        while data := stream.read(max(size, 1 << 16)):
-            line += _checked(file, data, line)
+        more = True
+        while more:
+            data = stream.read(_CHUNK)
+            more = bool(data)
             try:
-                held += decoder.decode(data)
+                held += decoder.decode(data, final=not more)
             except UnicodeDecodeError as error:
-                raise _not_utf8(
-                    file, line - data.count(b"\n") + error.object.count(b"\n", 0, error.start), error
-                ) from error
+                raise _not_utf8(file, line + data.count(b"\n", 0, error.start), error) from error
+            line += _checked(file, data, line)
             blank = blank and not held.strip()
-            while len(held) > size and (end := cut(held, size)):
+            while len(held) > PIECE and (end := _cut(held)):
                 yield held[:end]
                 held = held[end:]
-        try:
-            held += decoder.decode(b"", final=True)
-        except UnicodeDecodeError as error:
-            raise _not_utf8(file, line, error) from error
-    if blank and not held.strip():
+    if blank:
         raise _blank(file, field)
     yield held
+
+
+def pieces(text: str) -> Iterator[str]:
+    """A long text in pieces of about ``PIECE`` characters, cut where tokens do not join.
+
+    A piece ends where the next line begins with something else than white space; a text without such a place is cut
+    at eight times that length.
+    """
+    while len(text) > PIECE and (end := _cut(text)):
+        yield text[:end]
+        text = text[end:]
+    yield text
 
 
 def _checked(file: Path, data: bytes, line: int) -> int:
@@ -94,14 +103,14 @@ _NUL = (
 )
 
 
-def cut(text: str, size: int) -> int:
-    """Where to cut ``text`` after ``size`` characters; 0 where more must be read first."""
-    end = text.find("\n", size) + 1
+def _cut(text: str) -> int:
+    """Where to cut ``text`` after a piece; 0 where more must be read first."""
+    end = text.find("\n", PIECE) + 1
     while 0 < end < len(text) and text[end].isspace():
         end = text.find("\n", end) + 1
     if 0 < end < len(text):
         return end
-    return 8 * size if len(text) > 8 * size else 0
+    return 8 * PIECE if len(text) > 8 * PIECE else 0
 
 
 def _not_utf8(file: Path, line: int, error: UnicodeDecodeError) -> DataError:

@@ -102,11 +102,16 @@ class Split:
         """Tokens of each example, shape ``(examples,)``."""
         return self._of_rows("lengths")
 
+    @property
+    def prints(self) -> NDArray[np.uint64]:
+        """The fingerprint of each example, shape ``(examples,)``; 0 for running text."""
+        return self._of_rows("prints").view(np.uint64)
+
     def _of_rows(self, name: str) -> NDArray[np.int64]:
         found = np.zeros(len(self), dtype=np.int64)
         for i, tokens in enumerate(self.sources):
             mine = self.source == i
-            found[mine] = getattr(tokens, name)[self.row[mine]]
+            found[mine] = getattr(tokens, name)[self.row[mine]].astype(np.int64)
         return found
 
     @cached_property

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_lab.data.jinja import Renderer, template_text
-from lora_lab.data.reading import cut
+from lora_lab.data.reading import pieces
 from lora_lab.data.records import Example, Passage, Record, fingerprint
 from lora_lab.data.source import Reader
 from lora_lab.data.split import Tokens
@@ -25,7 +25,6 @@ from lora_lab.spec import DataSpec
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_PIECE = 1 << 20  # characters of running text given to the tokenizer at once, to bound its memory
 _BATCH = 512  # records, and …
 _BATCH_CHARACTERS = 1 << 21  # … characters of rendered text given to the tokenizer at once
 
@@ -36,7 +35,7 @@ def tokenise(reader: Reader, spec: DataSpec, tokenizer: PreTrainedTokenizerBase,
     Instructions and conversations are rendered, and the end-of-sequence token follows each response. A prompt and its
     response are tokenised apart, so that the prompt's tokens are the same in training and in generation. Where earlier
     answers are learned too (``turns``), so is what ends each of them: the tokens of the template up to the first
-    special one, or a single one. What exceeds ``max_length`` tokens is cut from the ``truncate`` side.
+    special one, or a single one of white space. What exceeds ``max_length`` tokens is cut from the ``truncate`` side.
 
     Running text becomes consecutive blocks of ``max_length`` tokens; the last may be shorter. Documents are joined by
     the end-of-sequence token; a tokenizer that begins every text with a token of its own begins every block with it.
@@ -98,7 +97,8 @@ def _examples(
         texts = [text for _, example in batch for text in _texts(example)]
         encoded = iter(_encode(tokenizer, texts))
         for record, example in batch:
-            parts = list(islice(encoded, len(_texts(example))))
+            said = _texts(example)
+            parts = list(islice(encoded, len(said)))
             prints.append(fingerprint(record))
             answers.append(example.response)
             tasks.append(example.task)
@@ -107,7 +107,7 @@ def _examples(
                     column.append(0)
                 continue
             start = [] if _writes_bos(example, spec, tokenizer) else begin
-            row, targets = _row(parts, start, eos, special, spec.mask_prompt)
+            row, targets = _row(said, parts, start, eos, special, spec.mask_prompt)
             prompt = len(row) - len(parts[-1]) - 1
             full.append(len(row))
             gone = len(row) - spec.max_length
@@ -149,7 +149,12 @@ def _texts(example: Example) -> list[str]:
 
 
 def _row(
-    parts: Sequence[list[int]], start: list[int], eos: int, special: frozenset[int], mask_prompt: bool
+    texts: Sequence[str],
+    parts: Sequence[list[int]],
+    start: list[int],
+    eos: int,
+    special: frozenset[int],
+    mask_prompt: bool,
 ) -> tuple[list[int], bytearray]:
     """Token ids of an example, and 1 for each that is a target."""
     row, targets = list(start), bytearray(len(start))
@@ -158,7 +163,7 @@ def _row(
         if i % 2:
             targets += b"\1" * len(ids)
         else:
-            stop = _stop(ids, special) if i else 0
+            stop = _stop(texts[i], ids, special) if i else 0
             targets += b"\1" * stop + bytes(len(ids) - stop)
     row.append(eos)
     targets.append(1)
@@ -168,9 +173,9 @@ def _row(
     return row, targets
 
 
-def _stop(ids: list[int], special: frozenset[int]) -> int:
-    """How many of the tokens after an earlier answer end it."""
-    return next((i + 1 for i, token in enumerate(ids[:3]) if token in special), min(1, len(ids)))
+def _stop(text: str, ids: list[int], special: frozenset[int]) -> int:
+    """How many of the tokens after an earlier answer end it: those up to a special one, or one of white space."""
+    return next((i + 1 for i, token in enumerate(ids[:3]) if token in special), int(text[:1].isspace()))
 
 
 def _writes_bos(example: Example, spec: DataSpec, tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -205,7 +210,7 @@ def _blocks(
     for i, passage in enumerate(passages):
         if i and not passage.goes_on:
             stream.append(end_of_sequence(tokenizer))
-        for piece in _pieces(passage.text):
+        for piece in pieces(passage.text):
             stream.extend(_encode(tokenizer, [piece])[0])
     flat = np.frombuffer(stream, dtype=np.int32) if stream else np.zeros(0, np.int32)
     full = np.full(-(-len(flat) // room), room, dtype=np.int64)
@@ -276,14 +281,6 @@ def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[i
         texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
     )["input_ids"]
     return ids
-
-
-def _pieces(text: str) -> Iterator[str]:
-    """A long text in pieces that are tokenised apart, cut where tokens do not join."""
-    while len(text) > _PIECE and (end := cut(text, _PIECE)):
-        yield text[:end]
-        text = text[end:]
-    yield text
 
 
 def _offsets(lengths: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -14,6 +14,7 @@ import pytest
 from lora_lab.data import check, examples
 from lora_lab.data.records import Conversation, Instruction, Passage, Record
 from lora_lab.data.source import Reader, Source
+from lora_lab.data.sources import hf
 from lora_lab.errors import DataError
 from lora_lab.spec import DataSpec, Pairs, pairs
 
@@ -243,10 +244,10 @@ def test_a_folder_is_refused_with_the_files_in_it(tmp_path):
 def test_an_unreadable_file_is_refused(tmp_path, monkeypatch):
     path = numbered(tmp_path, 3)
 
-    def denied(self: Path) -> bytes:
+    def denied(self: Path, *_: object) -> bytes:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", denied)
+    monkeypatch.setattr(Path, "open", denied)
     with pytest.raises(DataError, match=r"train.jsonl cannot be read \(Permission denied\). Check .* permissions"):
         check(DataSpec("alpaca", path))
     monkeypatch.undo()
@@ -264,7 +265,7 @@ def test_an_unreadable_file_is_refused(tmp_path, monkeypatch):
         ),
         ("alpaca", {"output": 3}, "data.columns.output: must be the name of a column in the file, found 3."),
         ("alpaca", {"input": "ctx"}, '"ctx" (data.columns.input) is missing; columns found: instruction, output.'),
-        ("text", {"text": "body"}, "data.columns.text: data.name=text reads no such column"),
+        ("text", {"txet": "body"}, "data.columns.txet: data.name=text reads no such column; did you mean 'text'?"),
     ],
 )
 def test_a_bad_mapping_of_columns_is_refused(tmp_path, name, columns, said):
@@ -298,6 +299,9 @@ def stub_hub(monkeypatch: pytest.MonkeyPatch, load: object) -> None:
     module = types.ModuleType("datasets")
     module.__spec__ = types.SimpleNamespace()  # type: ignore[assignment]  # find_spec only asks whether there is one
     module.load_dataset = load  # type: ignore[attr-defined]
+    module.config = types.SimpleNamespace(HF_HUB_OFFLINE=False)  # type: ignore[attr-defined]
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hf, "_answers", lambda endpoint: True)
     monkeypatch.setitem(sys.modules, "datasets", module)
 
 
@@ -310,7 +314,7 @@ def test_the_hub_without_its_package_says_how_to_install_it(monkeypatch):
 def test_rows_of_the_hub_are_read_by_their_columns(monkeypatch):
     asked = []
 
-    def load(name, configuration):
+    def load(name, configuration, **more):
         asked.append((name, configuration))
         return {
             "train": [{"question": f"q{i}", "answer": f"a{i}"} for i in range(4)],
@@ -332,12 +336,12 @@ def test_rows_of_the_hub_are_read_by_their_columns(monkeypatch):
 
 
 def test_running_text_of_the_hub(monkeypatch):
-    stub_hub(monkeypatch, lambda name, configuration: {"train": [{"text": "one"}, {"text": "two"}]})
+    stub_hub(monkeypatch, lambda name, configuration, **more: {"train": [{"text": "one"}, {"text": "two"}]})
     assert examples(DataSpec("hf", "owner/name")) == ([Passage("one"), Passage("two")], [])
 
 
 def test_the_hubs_own_troubles_are_told_with_a_remedy(monkeypatch, tmp_path):
-    def offline(name, configuration):
+    def offline(name, configuration, **more):
         raise ConnectionError("could not reach the hub")
 
     stub_hub(monkeypatch, offline)
@@ -345,7 +349,7 @@ def test_the_hubs_own_troubles_are_told_with_a_remedy(monkeypatch, tmp_path):
         examples(DataSpec("hf", "owner/name"))
     with pytest.raises(DataError, match=r"the folder \./nowhere does not exist"):
         check(DataSpec("hf", "./nowhere"))
-    stub_hub(monkeypatch, lambda name, configuration: {"train": [{"text": "a"}], "test": []})
+    stub_hub(monkeypatch, lambda name, configuration, **more: {"train": [{"text": "a"}], "test": []})
     with pytest.raises(DataError, match="no split 'tset'; did you mean 'test'"):
         examples(DataSpec("hf", "owner/name", eval_path="tset"))
     with pytest.raises(DataError, match="'test' has no rows"):

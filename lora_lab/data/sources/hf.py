@@ -54,7 +54,7 @@ def rows(spec: DataSpec, split: str) -> Iterator[Row]:
     name, _, configuration = path.partition(":")
     if name.startswith("~"):
         name = str(Path(name).expanduser())
-    local = Path(name).exists()
+    local, reached = Path(name).exists(), True
     try:
         with contextlib.nullcontext(True) if local else _hub() as reached:
             loaded = datasets.load_dataset(
