@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from lora_lab.data.survey import Side, Survey
+    from lora_lab.data.surveying import Side, Survey
 
 HELP = "look at a data set: lengths, what is learned, what is cut, skipped or repeated"
 EXAMPLE = "lora-lab data model=smollm2_135m data=alpaca data.path=train.jsonl --examples 2"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lora_lab.data.order import BatchOrder
     from lora_lab.data.records import Example
     from lora_lab.data.split import Split, Tokenised
-    from lora_lab.data.survey import survey
+    from lora_lab.data.surveying import survey
     from lora_lab.data.taskmix import family_names
 
 __all__ = [
@@ -44,6 +44,6 @@ __getattr__ = names(
         "examples": "dataset",
         "family_names": "taskmix",
         "load": "dataset",
-        "survey": "survey",
+        "survey": "surveying",
     },
 )

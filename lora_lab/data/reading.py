@@ -24,7 +24,7 @@ ROW_BYTES = 16 * 2**20
 ARRAY_BYTES = 2**30
 """The largest JSON array: it is held whole while it is read."""
 
-PIECE = 2**20
+PIECE = 2**18
 """Characters of running text that are tokenised at once, to bound the memory it takes."""
 
 _CHUNK = 1 << 20
@@ -82,7 +82,7 @@ def pieces(text: str) -> Iterator[str]:
     """A long text in pieces of about ``PIECE`` characters, cut where tokens do not join.
 
     A piece ends where the next line begins with something else than white space; a text without such a place is cut
-    at eight times that length.
+    at four times that length.
     """
     while len(text) > PIECE and (end := _cut(text)):
         yield text[:end]
@@ -110,7 +110,7 @@ def _cut(text: str) -> int:
         end = text.find("\n", end) + 1
     if 0 < end < len(text):
         return end
-    return 8 * PIECE if len(text) > 8 * PIECE else 0
+    return 4 * PIECE if len(text) > 4 * PIECE else 0
 
 
 def _not_utf8(file: Path, line: int, error: UnicodeDecodeError) -> DataError:

@@ -88,7 +88,8 @@ def _examples(
 ) -> Tokens:
     eos = end_of_sequence(tokenizer)
     begin = beginning(tokenizer) if spec.template != "chat" else []  # a chat template writes its own
-    special = frozenset(tokenizer.all_special_ids)
+    added = {token for token, about in tokenizer.added_tokens_decoder.items() if about.special}
+    special = frozenset(added | set(tokenizer.all_special_ids))
     ids, supervised = array("i"), bytearray()
     lengths, prompts, full, prints = array("q"), array("i"), array("i"), array("Q")
     answers: list[str] = []

@@ -157,7 +157,7 @@ class DataSpec:
             for key in tree:
                 if key not in known:
                     raise SpecError(
-                        f"{where}.{key}: no such field{nearest(key, known)} Known: weight, {', '.join(known)}."
+                        f"{where}.{key}: no such field{nearest(key, ['weight', *known])} Known: weight, {', '.join(known)}."
                     )
             own = {key: getattr(self, key) for key in MIXED if not (key == "jinja" and "template" in tree)}
             if tree.get("name", "taskmix") == "taskmix":
