@@ -153,12 +153,10 @@ class DataSpec:
             fixed = [key for key in ("sources", "resplit_by_seed", "pack", "order", "on_duplicate") if key in tree]
             if tree.get("name") == "mixture" or fixed:
                 raise SpecError(f"{where}.{(fixed or ['name'])[0]}: is said once, for the whole mixture.")
-            known = [f.name for f in dataclasses.fields(self)]
+            known = ["weight", *(f.name for f in dataclasses.fields(self))]
             for key in tree:
                 if key not in known:
-                    raise SpecError(
-                        f"{where}.{key}: no such field{nearest(key, ['weight', *known])} Known: weight, {', '.join(known)}."
-                    )
+                    raise SpecError(f"{where}.{key}: no such field{nearest(key, known)} Known: {', '.join(known)}.")
             own = {key: getattr(self, key) for key in MIXED if not (key == "jinja" and "template" in tree)}
             if tree.get("name", "taskmix") == "taskmix":
                 own = {key: value for key, value in own.items() if key not in ("folds", "fold")}
