@@ -1,9 +1,9 @@
 """Seconds to tokenise 50,000 Alpaca-size examples once, and to open them again from the cache.
 
 The examples are those of $LORA_LAB_DATA/alpaca_5k.json, repeated with a number so that no two are equal. Each figure
-is taken in a fresh process: ``tokenise`` with an empty cache, ``wait`` by a second process that starts with it and is given
-the first one's tokens, ``open`` afterwards, at other sizes too. The time to import packages and to load the tokenizer
-is not in it.
+is taken in a fresh process: ``tokenise`` with an empty cache, ``wait`` by a second process that starts with it and is
+given the first one's tokens, ``open`` afterwards, ``open_1000`` at another size and split. The time to import packages
+and to load the tokenizer is not in it. ``processor_seconds`` are those of all threads, whatever else the machine did.
 
     python benchmarks/tokenising.py [--rows 50000] [--rounds 3]
 
@@ -15,14 +15,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
+
+from machine import facts
 
 CHILD = """
 import json, resource, sys, time
@@ -103,13 +103,8 @@ def main() -> None:
         "peak_mib": round(first.peak_mib),
         "seconds": {name: figures([t.seconds for t in taken]) for name, taken in times.items()},
         "processor_seconds": {name: figures([t.processor for t in taken]) for name, taken in times.items()},
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "load": round(os.getloadavg()[0], 1),
-            "python": platform.python_version(),
-        },
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "load": round(os.getloadavg()[0], 1),
+        "machine": facts(),
     }
     args.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))

@@ -15,8 +15,8 @@ from lora_lab.config import compose_run
 from lora_lab.data import BatchOrder, load
 from lora_lab.data.order import packed
 from lora_lab.engine.lane import Lane, LaneJob
-from lora_lab.packing.forward import Part, token_losses
-from lora_lab.packing.lowrank import Mount
+from lora_lab.packing.forward import token_losses
+from lora_lab.packing.paths import Mount
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=60), st.integers(0, 1000))
@@ -84,7 +84,7 @@ def test_the_loss_of_packed_rows_is_the_loss_of_their_examples(lane_job):
     mount = Mount(base)
     try:
         mount.mount(lane.attachment)
-        (result,) = token_losses(mount, [Part(lane.attachment, micro)])
+        (result,) = token_losses(mount, [lane.part(micro, 0)])
     finally:
         mount.unmount()
     alone = []
