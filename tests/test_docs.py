@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import lora_lab
-from lora_lab.cli.main import VERBS
+from lora_lab.cli.main import ALLOW_CODE, VERBS
 from lora_lab.config import compose_run, compose_sweep
 
 ROOT = Path(lora_lab.__file__).parent.parent
@@ -30,7 +30,8 @@ def blocks(*languages):
 def commands(program):
     """Every line of a shell block that starts with ``program``, as words."""
     lines = [line for block in blocks("sh", "bash") for line in block.values[0].splitlines()]
-    return [words for line in lines if (words := shlex.split(line, comments=True))[:1] == [program]]
+    mine = [line for line in lines if line.startswith(f"{program} ")]
+    return [shlex.split(line, comments=True) for line in mine]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -48,10 +49,10 @@ def test_commands_of_lora_lab_parse_and_compose(words):
     parser = argparse.ArgumentParser(exit_on_error=False)
     module.configure(parser)
     args = parser.parse_intermixed_args(words[2:])
-    if verb not in ("sweep", "train", "plan", "doctor"):
+    if verb not in ("sweep", "train", "plan", "doctor", "data"):
         return
     said = [word for word in (getattr(args, "sweep", None), *args.overrides) if word]
-    overrides = [word for word in said if "=" in word]
+    overrides = [word for word in said if "=" in word and word != ALLOW_CODE]
     (name,) = [word for word in said if "=" not in word] or [None]
     if name is None:
         compose_run(overrides)

@@ -23,8 +23,10 @@ from typing import NoReturn, Protocol, cast
 import lora_lab
 from lora_lab.errors import ConfigError, Interrupted, LoraLabError, nearest
 
-VERBS = ("sweep", "train", "status", "report", "ui", "doctor", "plan")
+VERBS = ("sweep", "train", "status", "report", "ui", "doctor", "plan", "data")
 """In the order that ``--help`` shows them."""
+ALLOW_CODE = "allow_code=true"
+"""Lets a configuration name Python functions of the user's (``data=callable``)."""
 
 
 class Verb(Protocol):
@@ -91,6 +93,9 @@ def _dispatch(argv: list[str]) -> int:
         return 0
     if name not in VERBS:
         raise ConfigError(f"no verb {name!r}{nearest(name, VERBS)} Verbs: {', '.join(VERBS)}.")
+    if ALLOW_CODE in rest:  # said here or nowhere: no configuration file can say it
+        os.environ["LORA_LAB_ALLOW_CODE"] = "1"
+        rest = [word for word in rest if word != ALLOW_CODE]
     verb = _verb(name)
     parser = Parser(
         prog=f"lora-lab {name}",

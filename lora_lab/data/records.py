@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 
 
@@ -36,9 +38,11 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """Running text without a prompt; every token of it is a target."""
+    """Running text without a prompt; every token of it is a target. ``goes_on``: it follows the one before without a
+    break, as the next piece of the same document."""
 
     text: str
+    goes_on: bool = False
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -46,13 +50,24 @@ class Passage:
         return ("passage", self.text)
 
 
+Dialogue = Instruction | Conversation
 Record = Instruction | Conversation | Passage
+
+
+def fingerprint(record: Record) -> int:
+    """64 bits of SHA-256 over everything a record says; equal records have equal ones."""
+    return int.from_bytes(hashlib.sha256(json.dumps(record.parts).encode()).digest()[:8], "little")
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A rendered record: the prompt with its template applied, and the response without the end-of-sequence token."""
+    """A rendered record: the prompt with its template applied, and the response without the end-of-sequence token.
+
+    ``earlier`` are the answers of earlier turns that are learned too: each as ``(text before it, answer)``. They come
+    first, and ``prompt`` is then what stands between the last of them and the response.
+    """
 
     prompt: str
     response: str
     task: str = ""
+    earlier: tuple[tuple[str, str], ...] = ()

@@ -1,119 +1,245 @@
-"""From rendered examples and running text to the arrays of a :class:`~lora_lab.data.split.Split`."""
+"""From a source's records to :class:`~lora_lab.data.split.Tokens`, a batch at a time."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+from array import array
 from collections.abc import Iterator, Sequence
-from itertools import chain
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
-from lora_lab.data.records import Example, Passage, Record
-from lora_lab.data.split import Split
-from lora_lab.data.templates import render
+from lora_lab.data.jinja import Renderer, template_text
+from lora_lab.data.reading import pieces
+from lora_lab.data.records import Example, Passage, Record, fingerprint
+from lora_lab.data.source import Reader
+from lora_lab.data.split import Tokens
+from lora_lab.data.templates import TEMPLATES, Template, jinja_template, needs_chat_template, render
 from lora_lab.errors import DataError
+from lora_lab.spec import DataSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_PIECE = 1 << 20  # characters of running text given to the tokenizer at once, to bound its memory
+_BATCH = 512  # records, and …
+_BATCH_CHARACTERS = 1 << 21  # … characters of rendered text given to the tokenizer at once
 
 
-def tokenise(
-    records: Sequence[Record],
-    side: str,
-    template: str,
-    max_length: int,
-    mask_prompt: bool,
-    tokenizer: PreTrainedTokenizerBase,
-) -> Split:
-    """Render and tokenise instructions and conversations; the end-of-sequence token follows each response.
+def tokenise(reader: Reader, spec: DataSpec, tokenizer: PreTrainedTokenizerBase, digest: str) -> Tokens:
+    """Every record of a source as tokens.
 
-    A prompt and its response are tokenised apart, so that the prompt's tokens are the same in training and in
-    generation. What exceeds ``max_length`` tokens is cut from the end. An example with a blank response is dropped
-    (its only lesson would be to say nothing), as is one that keeps no target.
+    Instructions and conversations are rendered, and the end-of-sequence token follows each response. A prompt and its
+    response are tokenised apart, so that the prompt's tokens are the same in training and in generation. Where earlier
+    answers are learned too (``turns``), so is what ends each of them: the tokens of the template up to the first
+    special one, or a single one of white space. What exceeds ``max_length`` tokens is cut from the ``truncate`` side.
+
+    Running text becomes consecutive blocks of ``max_length`` tokens; the last may be shorter. Documents are joined by
+    the end-of-sequence token; a tokenizer that begins every text with a token of its own begins every block with it.
 
     Raises:
-        DataError: no example of ``side`` is left, or the tokenizer has no end-of-sequence token.
+        DataError: see :class:`~lora_lab.data.source.Reader`; no end-of-sequence token, no chat template, a template
+            that refuses a record, or blocks too short to hold a target.
     """
+    records = iter(reader)
+    place, first = next(records)
+    again = chain([(place, first)], records)
+    if isinstance(first, Passage):
+        return _blocks((found for _, found in again if isinstance(found, Passage)), reader, spec, tokenizer, digest)
+    return _examples(again, reader, spec, tokenizer, digest)
+
+
+def rendered(
+    records: Iterator[tuple[str, Record]], reader: Reader, spec: DataSpec, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[Record, Example]]:
+    """Records with the template of ``spec`` applied.
+
+    Raises:
+        DataError: the template cannot be used; or it refuses a record, unless such rows are skipped.
+    """
+    if spec.template == "chat":
+        needs_chat_template(tokenizer)
+    with contextlib.ExitStack() as stack:
+        template: Template
+        if spec.template == "jinja":
+            template = jinja_template(stack.enter_context(Renderer(template_text(spec.jinja or ""))))
+        else:
+            template = TEMPLATES[spec.template]
+        for place, record in records:
+            if isinstance(record, Passage):
+                continue
+            try:
+                example = render(record, template, tokenizer, spec.turns if spec.mask_prompt else "last")
+            except DataError as error:
+                reader.skip(DataError(f"{place}: {error}"))
+            else:
+                yield record, example
+
+
+def _examples(
+    records: Iterator[tuple[str, Record]],
+    reader: Reader,
+    spec: DataSpec,
+    tokenizer: PreTrainedTokenizerBase,
+    digest: str,
+) -> Tokens:
     eos = end_of_sequence(tokenizer)
-    rendered = [render(record, template, tokenizer) for record in records if not isinstance(record, Passage)]
-    examples = [example for example in rendered if example.response.strip()]
-    start = [] if template == "chat" else beginning(tokenizer)  # a chat template writes its own
-    prompts = [start + ids for ids in _encode(tokenizer, [example.prompt for example in examples])]
-    responses = _encode(tokenizer, [example.response for example in examples])
-    kept: list[Example] = []
-    rows: list[list[int]] = []
-    prompt_lengths: list[int] = []
-    truncated = 0
-    for example, prompt, response in zip(examples, prompts, responses, strict=True):
-        ids = [*prompt, *response, eos]
-        length = min(len(ids), max_length)
-        first_target = max(1, len(prompt)) if mask_prompt else 1
-        if length <= first_target:
-            continue
-        truncated += length < len(ids)
-        kept.append(example)
-        rows.append(ids[:length])
-        prompt_lengths.append(min(len(prompt), length))
-    if not kept:
-        longest = max(map(len, prompts), default=0)
-        raise DataError(
-            f"data: none of the {len(rendered)} {side} examples has a token to learn: {len(rendered) - len(examples)} "
-            f"with an empty response, {len(examples)} with a prompt of data.max_length={max_length} tokens or more. "
-            f"Raise data.max_length above {longest} (the longest prompt), or check the column of the responses."
-        )
-    return _split(
-        rows,
-        prompt_lengths,
-        answers=[example.response for example in kept],
-        tasks=[example.task for example in kept],
-        mask_prompt=mask_prompt,
-        truncated=truncated,
-        dropped=len(rendered) - len(kept),
+    begin = beginning(tokenizer) if spec.template != "chat" else []  # a chat template writes its own
+    added = {token for token, about in tokenizer.added_tokens_decoder.items() if about.special}
+    special = frozenset(added | set(tokenizer.all_special_ids))
+    ids, supervised = array("i"), bytearray()
+    lengths, prompts, full, prints = array("q"), array("i"), array("i"), array("Q")
+    answers: list[str] = []
+    tasks: list[str] = []
+    for batch in _batches(rendered(records, reader, spec, tokenizer)):
+        texts = [text for _, example in batch for text in _texts(example)]
+        encoded = iter(_encode(tokenizer, texts))
+        for record, example in batch:
+            said = _texts(example)
+            parts = list(islice(encoded, len(said)))
+            prints.append(fingerprint(record))
+            answers.append(example.response)
+            tasks.append(example.task)
+            if not parts:
+                for column in (lengths, prompts, full):
+                    column.append(0)
+                continue
+            start = [] if _writes_bos(example, spec, tokenizer) else begin
+            row, targets = _row(said, parts, start, eos, special, spec.mask_prompt)
+            prompt = len(row) - len(parts[-1]) - 1
+            full.append(len(row))
+            gone = len(row) - spec.max_length
+            if gone > 0 and spec.truncate == "left" and spec.max_length > len(start):
+                row = start + row[gone + len(start) :]
+                targets = bytearray(len(start)) + targets[gone + len(start) :]
+                targets[0] = 0
+                prompt = max(len(start), prompt - gone)
+            elif gone > 0:
+                row, targets = row[: spec.max_length], targets[: spec.max_length]
+            if not any(targets):
+                lengths.append(0)
+                prompts.append(prompt)
+                continue
+            ids.extend(row)
+            supervised += targets
+            lengths.append(len(row))
+            prompts.append(min(prompt, len(row)))
+    return Tokens(
+        ids=np.frombuffer(ids, dtype=np.int32) if ids else np.zeros(0, np.int32),
+        supervised=np.frombuffer(bytes(supervised), dtype=np.uint8),
+        offsets=_offsets(np.array(lengths, dtype=np.int64)),
+        prompt_lengths=np.array(prompts, dtype=np.int32),
+        full_lengths=np.array(full, dtype=np.int32),
+        prints=np.array(prints, dtype=np.uint64),
+        texts=_packed(answers, tasks),
+        digest=digest,
+        running=False,
+        skipped=reader.skipped,
+        told=tuple(reader.told),
     )
 
 
-def blocks(passages: Sequence[Passage], max_length: int, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Running text as consecutive blocks of ``max_length`` tokens; the last may be shorter.
+def _texts(example: Example) -> list[str]:
+    """The texts of an example that are tokenised apart: what is given and what is answered, in turns."""
+    if not example.response.strip():
+        return []  # its only lesson would be to say nothing
+    return [*chain.from_iterable(example.earlier), example.prompt, example.response]
 
-    Passages are joined by the end-of-sequence token; a tokenizer that begins every text with a token of its own begins
-    every block with it.
 
-    Raises:
-        DataError: blocks too short to hold a target, or no end-of-sequence token to join with.
-    """
+def _row(
+    texts: Sequence[str],
+    parts: Sequence[list[int]],
+    start: list[int],
+    eos: int,
+    special: frozenset[int],
+    mask_prompt: bool,
+) -> tuple[list[int], bytearray]:
+    """Token ids of an example, and 1 for each that is a target."""
+    row, targets = list(start), bytearray(len(start))
+    for i, ids in enumerate(parts):
+        row += ids
+        if i % 2:
+            targets += b"\1" * len(ids)
+        else:
+            stop = _stop(texts[i], ids, special) if i else 0
+            targets += b"\1" * stop + bytes(len(ids) - stop)
+    row.append(eos)
+    targets.append(1)
+    if not mask_prompt:
+        targets = bytearray(b"\1" * len(row))
+    targets[0] = 0
+    return row, targets
+
+
+def _stop(text: str, ids: list[int], special: frozenset[int]) -> int:
+    """How many of the tokens after an earlier answer end it: those up to a special one, or one of white space."""
+    return next((i + 1 for i, token in enumerate(ids[:3]) if token in special), int(text[:1].isspace()))
+
+
+def _writes_bos(example: Example, spec: DataSpec, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a template of the user's wrote the beginning-of-sequence token itself."""
+    head = example.earlier[0][0] if example.earlier else example.prompt
+    return spec.template == "jinja" and bool(tokenizer.bos_token) and head.startswith(str(tokenizer.bos_token))
+
+
+def _batches(items: Iterator[tuple[Record, Example]]) -> Iterator[list[tuple[Record, Example]]]:
+    batch: list[tuple[Record, Example]] = []
+    characters = 0
+    for item in items:
+        batch.append(item)
+        characters += sum(map(len, _texts(item[1])))
+        if len(batch) == _BATCH or characters > _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _blocks(
+    passages: Iterator[Passage], reader: Reader, spec: DataSpec, tokenizer: PreTrainedTokenizerBase, digest: str
+) -> Tokens:
     start = beginning(tokenizer)
-    room = max_length - len(start)
-    if max_length < 2 or room < 1:
-        raise DataError(f"data.max_length={max_length}: a block of text needs 2 tokens or more; raise data.max_length.")
-    eos = end_of_sequence(tokenizer) if len(passages) > 1 else None
-    stream: list[int] = []
-    for i, passage in enumerate(passages):
-        if i and eos is not None:
-            stream.append(eos)
-        for piece in _pieces(passage.text):
-            stream.extend(_encode(tokenizer, [piece])[0])
-    return [start + stream[i : i + room] for i in range(0, len(stream), room)]
-
-
-def split_of_blocks(rows: Sequence[list[int]], side: str) -> Split:
-    """A split of running text: every token but the first of a block is a target; a block of one token is dropped.
-
-    Raises:
-        DataError: no block of ``side`` is left.
-    """
-    kept = [row for row in rows if len(row) > 1]
-    if not kept:
+    room = spec.max_length - len(start)
+    if spec.max_length < 2 or room < 1:
         raise DataError(
-            f"data: the {side} text is too short, it has no block of 2 tokens. "
-            "Give a longer text, or lower data.max_length."
+            f"data.max_length={spec.max_length}: a block of text needs 2 tokens or more; raise data.max_length."
         )
-    nothing = [""] * len(kept)
-    return _split(
-        kept, [0] * len(kept), nothing, list(nothing), mask_prompt=False, truncated=0, dropped=len(rows) - len(kept)
+    stream = array("i")
+    for i, passage in enumerate(passages):
+        if i and not passage.goes_on:
+            stream.append(end_of_sequence(tokenizer))
+        for piece in pieces(passage.text):
+            stream.extend(_encode(tokenizer, [piece])[0])
+    flat = np.frombuffer(stream, dtype=np.int32) if stream else np.zeros(0, np.int32)
+    full = np.full(-(-len(flat) // room), room, dtype=np.int64)
+    if len(full):
+        full[-1] -= -len(flat) % room
+    full += len(start)
+    lengths = np.where(full > 1, full, 0)
+    offsets = _offsets(lengths)
+    ids = np.zeros(int(offsets[-1]), dtype=np.int32)
+    supervised = np.ones(len(ids), dtype=np.uint8)
+    at = np.arange(len(ids)) - np.repeat(offsets[:-1], lengths)  # the place of each token in its block
+    ids[at >= len(start)] = flat[: int((at >= len(start)).sum())]
+    if start:
+        ids[at == 0] = start[0]
+    supervised[at == 0] = 0
+    rows = len(full)
+    return Tokens(
+        ids=ids,
+        supervised=supervised,
+        offsets=offsets,
+        prompt_lengths=np.zeros(rows, dtype=np.int32),
+        full_lengths=full.astype(np.int32),
+        prints=np.zeros(rows, dtype=np.uint64),
+        texts=_packed([""] * rows, [""] * rows),
+        digest=digest,
+        running=True,
+        skipped=reader.skipped,
+        told=tuple(reader.told),
     )
 
 
@@ -158,33 +284,9 @@ def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[i
     return ids
 
 
-def _pieces(text: str) -> Iterator[str]:
-    """Cut a long text where a line begins with a letter; byte-level tokenizers join no tokens across such a place."""
-    start = 0
-    while len(text) - start > _PIECE:
-        end = text.find("\n", start + _PIECE) + 1
-        while 0 < end < len(text) and text[end].isspace():
-            end = text.find("\n", end) + 1
-        if end in (0, len(text)):
-            break
-        yield text[start:end]
-        start = end
-    yield text[start:]
+def _offsets(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
 
 
-def _split(
-    rows: list[list[int]],
-    prompt_lengths: list[int],
-    answers: list[str],
-    tasks: list[str],
-    *,
-    mask_prompt: bool,
-    truncated: int,
-    dropped: int,
-) -> Split:
-    lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
-    offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
-    ids = np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=int(offsets[-1]))
-    return Split(
-        ids, offsets, np.array(prompt_lengths, dtype=np.int32), answers, tasks, mask_prompt, truncated, dropped
-    )
+def _packed(answers: list[str], tasks: list[str]) -> NDArray[np.uint8]:
+    return np.frombuffer(json.dumps([answers, tasks]).encode(), dtype=np.uint8)

@@ -56,8 +56,8 @@ class Lane:
         self.optimizer = optimizers.build(spec.optimizer, named) if named else None
         self.curvature: dict[torch.nn.Parameter, Tensor] | None = None
         self.generator = torch.Generator(device=base.device).manual_seed(spec.seed)
-        self.order = BatchOrder(len(job.data.train), spec.budget.batch_size, spec.seed)
-        self.total = spec.budget.total_steps(len(job.data.train)) if self.parameters else 0
+        self.order = BatchOrder.of(job.data.train, spec.data, spec.budget.batch_size, spec.seed)
+        self.total = spec.budget.total_steps(self.order.rows) if self.parameters else 0
         self.step = 0
         self.tokens = 0
         self.flops = 0.0
@@ -80,9 +80,8 @@ class Lane:
 
     def micro_batches(self) -> Iterator[Sequences]:
         """The sequences of the coming step, a micro-batch at a time."""
-        indices = self.order.batch(self.step)
-        for start in range(0, len(indices), self.spec.budget.micro):
-            yield [self.job.data.train.tokens(int(i)) for i in indices[start : start + self.spec.budget.micro]]
+        for examples in self.order.micro_batches(self.step, self.spec.budget.micro):
+            yield [self.job.data.train.tokens(i) for i in examples.tolist()]
 
     def part(self, sequences: Sequences, turn: int) -> Part:
         """This lane's part of a training forward, the step's ``turn``-th micro-batch."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lora_lab import data, models
@@ -37,15 +37,16 @@ def device_name(device: str) -> str:
 
 def tokenised(base: BaseModel, spec: RunSpec, loaded: dict[str, Tokenised]) -> Tokenised:
     """The run's data, tokenised once for all runs that share it (``loaded`` is the worker's memory)."""
-    name = json.dumps(to_tree(spec.data), sort_keys=True)
+    dataset = spec.data.at_seed(spec.seed)
+    name = json.dumps(to_tree(dataset), sort_keys=True)
     if name not in loaded:
-        loaded[name] = data.load(spec.data, base.tokenizer, cache=models.cache_folder() / "tokens")
+        loaded[name] = data.load(dataset, base.tokenizer, cache=models.cache_folder())
     return loaded[name]
 
 
 def base_scores(mount: Mount, spec: RunSpec, tokens: Tokenised, folder: Path) -> BaseScores:
     """The base model's scores for runs like ``spec``, computed once per sweep and kept in ``folder/base``."""
-    tree = spec.canonical
+    tree = replace(spec, data=spec.data.at_seed(spec.seed)).canonical
     kept = {name: tree[name] for name in ("model", "data", "evaluation")}
     name = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
     path = folder / "base" / f"{name}.json"

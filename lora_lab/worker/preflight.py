@@ -58,7 +58,7 @@ def check_runs(specs: Iterable[RunSpec], device: str = "auto") -> None:
         _check_layers(model, [spec.method for spec in specs if spec.model == model])
         tokenizer = models.load_tokenizer(model)
         for dataset in dict.fromkeys(spec.data for spec in specs if spec.model == model):
-            data.load(dataset, tokenizer, cache=models.cache_folder() / "tokens")
+            data.load(dataset, tokenizer, cache=models.cache_folder())
 
 
 def _check_layers(model: ModelSpec, methods: Iterable[MethodSpec]) -> None:

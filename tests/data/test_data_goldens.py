@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 from lora_lab.data import load
+from lora_lab.data.jinja import Renderer
 from lora_lab.data.records import Conversation, Example, Instruction
-from lora_lab.data.templates import TEMPLATES, render
+from lora_lab.data.templates import TEMPLATES, jinja_template, render
 from lora_lab.errors import DataError
-from lora_lab.spec import DataSpec
+from lora_lab.spec import DataSpec, pairs
 from lora_lab.spec.data import TEMPLATES as TEMPLATE_NAMES
 
 WITH_INPUT = Instruction("Add.", "1 + 2", "3", "sums")
 WITHOUT_INPUT = Instruction("Say hi.", "", "Hi")
 TALK = Conversation((("system", "Be kind."), ("user", "q1"), ("assistant", "a1"), ("user", "q2")), "a2")
+
+
+def twice(name: str, path: Path, **fields: Any) -> DataSpec:
+    """Both sides from one file."""
+    return DataSpec(name, str(path), str(path), on_duplicate="keep", **fields)
+
 
 ALPACA = "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
 ALPACA_INPUT = (
@@ -43,6 +54,9 @@ GOLDENS = [
         "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nq1<|im_end|>\n<|im_start|>assistant\na1<|im_end|>\n"
         "<|im_start|>user\nq2<|im_end|>\n<|im_start|>assistant\n",
     ),
+    ("raw", WITH_INPUT, "Add.\n1 + 2"),
+    ("raw", WITHOUT_INPUT, "Say hi."),
+    ("raw", TALK, "Be kind.q1a1q2"),
     (
         "chat",
         WITH_INPUT,
@@ -69,7 +83,8 @@ def test_a_template_renders_to_the_letter(tokenizer, template, record, prompt):
 
 
 def test_every_template_has_its_goldens():
-    assert set(TEMPLATES) == set(TEMPLATE_NAMES) == {template for template, _, _ in GOLDENS}
+    covered = {template for template, _, _ in GOLDENS} | {"llama2", "jinja"}
+    assert {*TEMPLATES, "jinja"} == set(TEMPLATE_NAMES) == covered
 
 
 @pytest.mark.parametrize(("template", "record", "prompt"), GOLDENS)
@@ -84,7 +99,7 @@ def test_what_is_learned_is_the_response_and_the_end(tokenizer, tmp_path, templa
         name, response = "chat", record.response
     path = tmp_path / "train.jsonl"
     path.write_text(json.dumps(values) + "\n")
-    spec = DataSpec(name, str(path), str(path), template=template, mask_prompt=mask_prompt, max_length=999)
+    spec = twice(name, path, template=template, mask_prompt=mask_prompt, max_length=999)
     split = load(spec, tokenizer).train
     ids, supervised = split.tokens(0)
     assert tokenizer.decode(ids) == f"{prompt}{response}<eos>"
@@ -128,7 +143,7 @@ def test_text_is_cut_into_blocks_that_are_learned_whole(tokenizer, tmp_path):
 def test_a_tokenizer_that_begins_every_text_begins_prompts_too(make_tokenizer, tmp_path, template):
     path = tmp_path / "train.jsonl"
     path.write_text('{"instruction": "q", "output": "a"}\n')
-    spec = DataSpec("alpaca", str(path), str(path), template=template, max_length=500)
+    spec = twice("alpaca", path, template=template, max_length=500)
     split = load(spec, make_tokenizer(bos=True)).train
     assert split.prompts[0][0] == 257 and split.prompts[0].count(257) == 1
     assert len(split.prompts[0]) == 1 + len(load(spec, make_tokenizer()).train.prompts[0])
@@ -137,7 +152,7 @@ def test_a_tokenizer_that_begins_every_text_begins_prompts_too(make_tokenizer, t
 def test_a_chat_template_writes_its_own_beginning(make_tokenizer, tmp_path):
     path = tmp_path / "train.jsonl"
     path.write_text('{"instruction": "q", "output": "a"}\n')
-    spec = DataSpec("alpaca", str(path), str(path), template="chat", max_length=500)
+    spec = twice("alpaca", path, template="chat", max_length=500)
     template = "{{ bos_token }}{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
     split = load(spec, make_tokenizer(bos=True, chat_template=template)).train
     assert split.prompts[0] == [257, *make_tokenizer()("[q]")["input_ids"]]
@@ -161,7 +176,7 @@ def test_a_conversation_that_the_chat_template_refuses_is_shown(tokenizer, tmp_p
     turns = [{"role": "user", "content": "q1"}, {"role": "user", "content": "q2"}]
     path.write_text(json.dumps({"messages": [*turns, {"role": "assistant", "content": "a"}]}) + "\n")
     with pytest.raises(DataError, match=r"roles must alternate\); its roles: user, user. Its last turn: 'q2'"):
-        load(DataSpec("chat", str(path), str(path), template="chat"), tokenizer)
+        load(twice("chat", path, template="chat"), tokenizer)
 
 
 def test_no_end_of_sequence_token_is_refused(make_tokenizer):
@@ -177,3 +192,142 @@ def test_shakespeare_is_divided_in_order(real_data: Path, tokenizer):
     )
     assert text == path.read_text()
     assert len(tokens.evaluation) == 200
+
+
+# --- Llama 2 ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("record", "prompt", "response"),
+    [
+        (WITH_INPUT, "[INST] Add.\n1 + 2 [/INST]", " 3 "),
+        (WITHOUT_INPUT, "[INST] Say hi. [/INST]", " Hi "),
+        (TALK, "[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\nq1 [/INST] a1 <eos><bos>[INST] q2 [/INST]", " a2 "),
+    ],
+)
+def test_llama2_to_the_letter(tokenizer, record, prompt, response):
+    """The strings of Llama's own chat_completion: B_INST, E_INST and <<SYS>> with their spaces, every turn stripped."""
+    assert render(record, "llama2", tokenizer) == Example(prompt, response, record.task)
+
+
+def test_llama2_gives_no_second_space_to_a_tokenizer_that_begins_with_one():
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    inner = Tokenizer(models.BPE(vocab={sign: i for i, sign in enumerate("▁aHi")}, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.Metaspace()
+    inner.add_special_tokens(["<s>", "</s>"])
+    sentencepiece = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>")
+    assert render(WITHOUT_INPUT, "llama2", sentencepiece).response == "Hi "
+
+
+# --- a template of the user's -----------------------------------------------------------------------------------------
+
+JINJA = """\
+{% if system %}{{ system }}
+{% endif %}
+{% for message in messages if message.role == "user" %}
+Q: {{ message.content }}
+{% endfor %}
+A:"""
+
+
+@pytest.mark.parametrize(
+    ("record", "prompt"),
+    [(WITH_INPUT, "Q: Add.\n1 + 2\nA:"), (TALK, "Be kind.\nQ: q1\nQ: q2\nA:")],
+)
+def test_a_template_of_the_users_to_the_letter(tokenizer, record, prompt):
+    with Renderer(JINJA) as renderer:
+        assert render(record, jinja_template(renderer), tokenizer).prompt == prompt
+
+
+@pytest.mark.parametrize("as_file", [True, False])
+def test_a_jinja_template_from_a_file_or_a_string(tokenizer, tmp_path, as_file):
+    text = "{{ bos_token }}<{{ instruction }}|{{ input }}|{{ task }}>{{ '{{ instruction }}' }}"
+    (tmp_path / "mine.jinja").write_text(text)
+    (tmp_path / "train.jsonl").write_text(json.dumps({"instruction": "{{ 7 * 7 }}", "output": "{% o %}", "task": "t"}))
+    jinja = str(tmp_path / "mine.jinja") if as_file else text
+    split = load(twice("alpaca", tmp_path / "train.jsonl", template="jinja", jinja=jinja), tokenizer).train
+    ids, supervised = split.tokens(0)
+    assert tokenizer.decode(ids[~supervised]) == "<bos><{{ 7 * 7 }}||t>{{ instruction }}"  # data is never a template
+    assert tokenizer.decode(ids[supervised]) == "{% o %}<eos>"
+
+
+# --- every answer of a conversation -----------------------------------------------------------------------------------
+
+EVERY_TURN = {
+    "plain": "Be kind.\nq1\n[a1\n]q2\n[a2<eos>]",
+    "raw": "Be kind.q1[a1]q2[a2<eos>]",
+    "chatml": "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nq1<|im_end|>\n<|im_start|>assistant\n"
+    "[a1<|im_end|>]\n<|im_start|>user\nq2<|im_end|>\n<|im_start|>assistant\n[a2<eos>]",
+    "chat": "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nq1<|im_end|>\n<|im_start|>assistant\n"
+    "[a1<|im_end|>]\n<|im_start|>user\nq2<|im_end|>\n<|im_start|>assistant\n[a2<eos>]",
+    "llama2": "[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\nq1 [/INST][ a1 <eos>]<bos>[INST] q2 [/INST][ a2 <eos>]",
+}
+
+
+@pytest.mark.parametrize("template", EVERY_TURN)
+def test_every_answer_is_learned_with_what_ends_it(tokenizer, tmp_path, template):
+    path = tmp_path / "talk.jsonl"
+    messages = [{"role": role, "content": content} for role, content in (*TALK.turns, ("assistant", TALK.response))]
+    path.write_text(json.dumps({"messages": messages}))
+    split = load(twice("chat", path, template=template, turns="all", max_length=999), tokenizer).train
+    ids, supervised = split.tokens(0)
+    assert marked(tokenizer, ids, supervised) == EVERY_TURN[template]
+    assert split.answers == ["a2"] or template == "llama2"
+    assert tokenizer.decode(split.prompts[0]) == tokenizer.decode(ids)[: -len(split.answers[0] + "<eos>")]
+    last = load(twice("chat", path, template=template, max_length=999), tokenizer).train
+    assert last.tokens(0)[0].tolist() == ids.tolist()  # the same tokens, whatever is learned of them
+
+
+def marked(tokenizer, ids, supervised) -> str:
+    runs = groupby(zip(ids.tolist(), supervised.tolist(), strict=True), key=lambda pair: pair[1])
+    texts = [(tokenizer.decode([token for token, _ in run]), learned) for learned, run in runs]
+    return "".join(f"[{text}]" if learned else text for text, learned in texts)
+
+
+def test_a_template_that_rewrites_earlier_turns_cannot_learn_them(make_tokenizer, tmp_path):
+    path = tmp_path / "talk.jsonl"
+    path.write_text(json.dumps({"messages": ["q1", "a1", "q2", "a2"]}))
+    last_only = make_tokenizer(chat_template="{{ messages[-1]['content'] }}>")
+    with pytest.raises(DataError, match=r"line 1: data.turns=all: .* Choose data.turns=last, or data.template=chatml"):
+        load(twice("chat", path, template="chat", turns="all"), last_only)
+
+
+# --- every source -----------------------------------------------------------------------------------------------------
+
+SOURCES = {
+    "alpaca.json": ("alpaca", {}, '[{"instruction": "q", "input": "i", "output": "a"}]', "q\ni\n[a<eos>]"),
+    "lima.jsonl": ("chat", {"messages": "conversations"}, '{"conversations": ["q", "a"]}', "q\n[a<eos>]"),
+    "chat.jsonl": (
+        "chat",
+        {},
+        '{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}',
+        "q\n[a<eos>]",
+    ),
+    "completion.jsonl": ("completion", {}, '{"prompt": "q:", "completion": " a"}', "q:\n[ a<eos>]"),
+    "quoted.csv": ("alpaca", {}, 'instruction,output\r\n"q, ""x""\nq2",a\r\n', 'q, "x"\nq2\n[a<eos>]'),
+    "mapped.tsv": ("completion", {"prompt": "Q", "completion": "A"}, "Q\tA\nq,\ta\n", "q,\n[a<eos>]"),
+    "talk.csv": ("chat", {}, 'messages\n"[""q"", ""a""]"\n', "q\n[a<eos>]"),
+    "notes.txt": ("text", {}, "one two", "o[ne two]"),
+    "pages.jsonl": ("text", {"text": "body"}, '{"body": "one"}\n{"body": "two"}', "o[ne<eos>two]"),
+}
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["", "gzip"])
+@pytest.mark.parametrize("file", SOURCES)
+def test_every_kind_of_file_to_the_letter(tokenizer, tmp_path, file, packed):
+    name, columns, text, golden = SOURCES[file]
+    path = tmp_path / (f"{file}.gz" if packed else file)
+    path.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
+    split = load(twice(name, path, columns=pairs(columns)), tokenizer).train
+    assert marked(tokenizer, *split.tokens(0)) == golden and len(split) == 1
+
+
+def test_parquet_to_the_letter(tokenizer, tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    parquet.write_table(pyarrow.table({"messages": [talk] * 3}), tmp_path / "talk.parquet")
+    split = load(twice("chat", tmp_path / "talk.parquet"), tokenizer).train
+    assert [marked(tokenizer, *split.tokens(i)) for i in range(3)] == ["q\n[a<eos>]"] * 3

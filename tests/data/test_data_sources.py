@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from lora_lab.data import check, examples
-from lora_lab.data.records import Conversation, Instruction, Passage
-from lora_lab.data.sources import alpaca, chat
+from lora_lab.data.records import Conversation, Instruction, Passage, Record
+from lora_lab.data.source import Reader, Source
+from lora_lab.data.sources import hf
 from lora_lab.errors import DataError
-from lora_lab.spec import DataSpec, pairs
+from lora_lab.spec import DataSpec, Pairs, pairs
 
 GOOD = '{"instruction": "Add.", "input": "1 2", "output": "3"}'
 
@@ -28,6 +29,10 @@ def written(folder: Path, text: str | bytes, name: str = "train.jsonl") -> str:
 
 def rows(*values: object) -> str:
     return "\n".join(json.dumps(value) for value in values) + "\n"
+
+
+def read(name: str, path: str, columns: Pairs) -> list[Record]:
+    return [record for _, record in Reader(Source(DataSpec(name, path, columns=columns)))]
 
 
 # --- what is read ---------------------------------------------------------------------------------------------------
@@ -46,19 +51,19 @@ def rows(*values: object) -> str:
     ids=["lines", "no newline", "blank lines and CRLF", "array", "indented array", "byte-order mark"],
 )
 def test_json_and_json_lines_give_the_same_record(tmp_path, text):
-    assert alpaca.read(written(tmp_path, text), pairs()) == [Instruction("Add.", "1 2", "3")]
+    assert read("alpaca", written(tmp_path, text), pairs()) == [Instruction("Add.", "1 2", "3")]
 
 
 def test_a_line_separator_inside_a_string_does_not_end_the_line(tmp_path):
     line = json.dumps({"instruction": "a\u2028b\x85c", "output": "d"}, ensure_ascii=False)
-    (record,) = alpaca.read(written(tmp_path, line), pairs())
+    (record,) = read("alpaca", written(tmp_path, line), pairs())
     assert record.instruction == "a\u2028b\x85c"
 
 
 def test_columns_are_mapped_and_text_is_kept_to_the_byte(tmp_path):
     path = written(tmp_path, rows({"context": "\n\nQ: What is 1 plus 2?\n\nA:", "completion": " 3", "kind": "sum"}))
     columns = pairs({"instruction": "context", "output": "completion", "task": "kind"})
-    assert alpaca.read(path, columns) == [Instruction("\n\nQ: What is 1 plus 2?\n\nA:", "", " 3", "sum")]
+    assert read("alpaca", path, columns) == [Instruction("\n\nQ: What is 1 plus 2?\n\nA:", "", " 3", "sum")]
 
 
 @pytest.mark.parametrize(
@@ -67,13 +72,13 @@ def test_columns_are_mapped_and_text_is_kept_to_the_byte(tmp_path):
 )
 def test_inputs_that_say_there_is_none_are_empty(tmp_path, text):
     path = written(tmp_path, rows({"instruction": "i", "input": text, "output": "o"}))
-    assert alpaca.read(path, pairs())[0].input == ""
+    assert read("alpaca", path, pairs())[0].input == ""
 
 
 @pytest.mark.parametrize("text", ["Nonetheless", "no inputs were harmed", "<noinput> 8", "Innovation", "No"])
 def test_inputs_that_only_look_like_none_are_kept(tmp_path, text):
     path = written(tmp_path, rows({"instruction": "i", "input": text, "output": "o"}))
-    assert alpaca.read(path, pairs())[0].input == text
+    assert read("alpaca", path, pairs())[0].input == text
 
 
 @pytest.mark.parametrize(
@@ -100,13 +105,13 @@ def test_inputs_that_only_look_like_none_are_kept(tmp_path, text):
 )
 def test_three_shapes_of_conversation(tmp_path, columns, values):
     path = written(tmp_path, rows(values))
-    assert chat.read(path, pairs(columns)) == [Conversation((("user", "q"),), "a")]
+    assert read("chat", path, pairs(columns)) == [Conversation((("user", "q"),), "a")]
 
 
 def test_the_last_answer_of_several_is_the_response(tmp_path):
     path = written(tmp_path, rows({"messages": ["q1", "a1", "q2", "a2"], "task": "t"}))
     expected = Conversation((("user", "q1"), ("assistant", "a1"), ("user", "q2")), "a2", "t")
-    assert chat.read(path, pairs()) == [expected]
+    assert read("chat", path, pairs()) == [expected]
 
 
 # --- how it is divided ----------------------------------------------------------------------------------------------
@@ -239,10 +244,10 @@ def test_a_folder_is_refused_with_the_files_in_it(tmp_path):
 def test_an_unreadable_file_is_refused(tmp_path, monkeypatch):
     path = numbered(tmp_path, 3)
 
-    def denied(self: Path) -> bytes:
+    def denied(self: Path, *_: object) -> bytes:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", denied)
+    monkeypatch.setattr(Path, "open", denied)
     with pytest.raises(DataError, match=r"train.jsonl cannot be read \(Permission denied\). Check .* permissions"):
         check(DataSpec("alpaca", path))
     monkeypatch.undo()
@@ -260,7 +265,7 @@ def test_an_unreadable_file_is_refused(tmp_path, monkeypatch):
         ),
         ("alpaca", {"output": 3}, "data.columns.output: must be the name of a column in the file, found 3."),
         ("alpaca", {"input": "ctx"}, '"ctx" (data.columns.input) is missing; columns found: instruction, output.'),
-        ("text", {"text": "body"}, "data.columns.text: data.name=text reads no such column"),
+        ("text", {"txet": "body"}, "data.columns.txet: data.name=text reads no such column; did you mean 'text'?"),
     ],
 )
 def test_a_bad_mapping_of_columns_is_refused(tmp_path, name, columns, said):
@@ -294,6 +299,9 @@ def stub_hub(monkeypatch: pytest.MonkeyPatch, load: object) -> None:
     module = types.ModuleType("datasets")
     module.__spec__ = types.SimpleNamespace()  # type: ignore[assignment]  # find_spec only asks whether there is one
     module.load_dataset = load  # type: ignore[attr-defined]
+    module.config = types.SimpleNamespace(HF_HUB_OFFLINE=False)  # type: ignore[attr-defined]
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hf, "_answers", lambda endpoint: True)
     monkeypatch.setitem(sys.modules, "datasets", module)
 
 
@@ -306,7 +314,7 @@ def test_the_hub_without_its_package_says_how_to_install_it(monkeypatch):
 def test_rows_of_the_hub_are_read_by_their_columns(monkeypatch):
     asked = []
 
-    def load(name, configuration):
+    def load(name, configuration, **more):
         asked.append((name, configuration))
         return {
             "train": [{"question": f"q{i}", "answer": f"a{i}"} for i in range(4)],
@@ -328,12 +336,12 @@ def test_rows_of_the_hub_are_read_by_their_columns(monkeypatch):
 
 
 def test_running_text_of_the_hub(monkeypatch):
-    stub_hub(monkeypatch, lambda name, configuration: {"train": [{"text": "one"}, {"text": "two"}]})
+    stub_hub(monkeypatch, lambda name, configuration, **more: {"train": [{"text": "one"}, {"text": "two"}]})
     assert examples(DataSpec("hf", "owner/name")) == ([Passage("one"), Passage("two")], [])
 
 
 def test_the_hubs_own_troubles_are_told_with_a_remedy(monkeypatch, tmp_path):
-    def offline(name, configuration):
+    def offline(name, configuration, **more):
         raise ConnectionError("could not reach the hub")
 
     stub_hub(monkeypatch, offline)
@@ -341,7 +349,7 @@ def test_the_hubs_own_troubles_are_told_with_a_remedy(monkeypatch, tmp_path):
         examples(DataSpec("hf", "owner/name"))
     with pytest.raises(DataError, match=r"the folder \./nowhere does not exist"):
         check(DataSpec("hf", "./nowhere"))
-    stub_hub(monkeypatch, lambda name, configuration: {"train": [{"text": "a"}], "test": []})
+    stub_hub(monkeypatch, lambda name, configuration, **more: {"train": [{"text": "a"}], "test": []})
     with pytest.raises(DataError, match="no split 'tset'; did you mean 'test'"):
         examples(DataSpec("hf", "owner/name", eval_path="tset"))
     with pytest.raises(DataError, match="'test' has no rows"):
@@ -361,7 +369,7 @@ def test_a_local_folder_through_the_real_package(tmp_path):
 
 
 def test_the_real_alpaca_file(real_data):
-    records = alpaca.read(str(real_data / "alpaca_5k.json"), pairs())
+    records = read("alpaca", str(real_data / "alpaca_5k.json"), pairs())
     assert len(records) == 5000
     assert [i for i, r in enumerate(records) if not r.output] == [284, 1223, 1347, 1736]
     without = sum(not r.input for r in records)
@@ -370,7 +378,7 @@ def test_the_real_alpaca_file(real_data):
 
 def test_the_real_arithmetic_file(real_data):
     columns = pairs({"instruction": "context", "output": "completion"})
-    records = alpaca.read(str(real_data / "arithmetic" / "two_digit_subtraction.jsonl"), columns)
+    records = read("alpaca", str(real_data / "arithmetic" / "two_digit_subtraction.jsonl"), columns)
     assert len(records) == 2000
     assert all(r.output.startswith(" ") and r.instruction.startswith("\n\nQ:") for r in records)
     assert sum(int(r.output) < 0 for r in records) == 974

@@ -1,17 +1,41 @@
-"""Plain text: one UTF-8 file, taken as one stream of tokens and cut into blocks when it is tokenised."""
+"""Running text: a plain UTF-8 file taken as one stream, or the ``text`` column of a table, a document a row.
+
+It is cut into blocks of ``max_length`` tokens when it is tokenised; nothing is lost between them.
+"""
 
 from __future__ import annotations
 
-from lora_lab.data.reading import check_columns, read_text
+from collections.abc import Iterator
+
+from lora_lab.data.columns import Row, column
+from lora_lab.data.reading import ROW_BYTES, text_pieces
 from lora_lab.data.records import Passage
 from lora_lab.spec import Pairs
 
+COLUMNS = ("text",)
 
-def read(path: str, columns: Pairs, field: str = "data.path") -> list[Passage]:
-    """The whole file as one passage, as it stands.
+_TABLES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+
+
+def is_table(path: str) -> bool:
+    """Whether a file holds documents in a column, by its name."""
+    return path.lower().removesuffix(".gz").endswith(_TABLES)
+
+
+def passages(path: str, field: str = "data.path") -> Iterator[Passage]:
+    """A plain text file as it stands, in pieces.
 
     Raises:
-        DataError: see :func:`lora_lab.data.reading.read_text`; or columns are mapped, of which a text has none.
+        DataError: see :func:`lora_lab.data.reading.text_pieces`.
     """
-    check_columns(columns, (), "text")
-    return [Passage(read_text(path, field))]
+    for i, piece in enumerate(text_pieces(path, field)):
+        yield Passage(piece, goes_on=i > 0)
+
+
+def record(row: Row, columns: Pairs) -> Passage:
+    """One row as a document.
+
+    Raises:
+        DataError: the column is missing or not a string.
+    """
+    return Passage(column(row, "text", columns, limit=ROW_BYTES))
