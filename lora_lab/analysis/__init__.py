@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 from lora_lab.lazy import names
 
 if TYPE_CHECKING:
+    from lora_lab.analysis.ablation import ablation_table
     from lora_lab.analysis.folder import SweepRecord, find_sweep, read_results, read_sweep
     from lora_lab.analysis.frame import load_results, results_frame
     from lora_lab.analysis.grouping import Best, Configuration, best_configuration, configurations
     from lora_lab.analysis.reliability import ICC, Consistency, consistency, icc1
-    from lora_lab.analysis.tables import AblationTable, Cell, ablation_table
+    from lora_lab.analysis.tables import AblationTable, Cell
 
 __all__ = [
     "ICC",
@@ -47,7 +48,7 @@ __getattr__ = names(
         "Configuration": "grouping",
         "Consistency": "reliability",
         "SweepRecord": "folder",
-        "ablation_table": "tables",
+        "ablation_table": "ablation",
         "best_configuration": "grouping",
         "configurations": "grouping",
         "consistency": "reliability",

@@ -20,18 +20,18 @@ from lora_lab.analysis.grouping import (
     repeats_of,
     searched_paths,
 )
+from lora_lab.analysis.intervals import LEVEL, seed_intervals, uneven
 from lora_lab.analysis.naming import path_name, point_name, value_name
 from lora_lab.analysis.rendering import Grid, digits_for
 
 GOOD_RELIABILITY = 0.75
 """From this ICC on reliability is called good (Koo & Li 2016, doi:10.1016/j.jcm.2016.02.012)."""
 
-LEVEL = 0.05
-"""Level of the tests, and of the confidence interval as its complement."""
+MOST_GROUPS = 2000
+"""Configurations up to which the test of equal spread is made: it has one array a configuration."""
 
-
-_MEASURES = ("n", "mean", "std", "cv", "minimum", "maximum")
-_HEADS = ("mean", "std", "CV", "min", "max")
+_MEASURES = ("n", "mean", "std", "cv", "minimum", "maximum", "low", "high")
+_HEADS = ("mean", "std", "CV", "min", "max", "95 % CI")
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,10 @@ class Consistency:
         rows = []
         for record in self.table.head(top).to_dict("records"):
             values = [value_name(plain_value(record[path])) for path in paths] or ["the base settings"]
-            numbers = [_fixed(record[name], digits) for name in ("mean", "std", "minimum", "maximum")]
+            numbers = [_fixed(record[name], digits) for name in ("mean", "std", "minimum", "maximum", "low", "high")]
             cv = "–" if math.isnan(record["cv"]) else f"{100 * record['cv']:.2f} %"
-            rows.append((*values, str(record["n"]), numbers[0], numbers[1], cv, numbers[2], numbers[3]))
+            interval = "–" if numbers[4] == "–" else f"{numbers[4]} to {numbers[5]}"
+            rows.append((*values, str(record["n"]), numbers[0], numbers[1], cv, numbers[2], numbers[3], interval))
         left = [f"the best {top} of {len(self.table)} configurations"] if len(self.table) > top else []
         return Grid(
             title=(f"{self.metric} over seeds",),
@@ -107,7 +108,8 @@ class Consistency:
 def consistency(frame: pd.DataFrame, metric: str | None = None, direction: str | None = None) -> Consistency:
     """Mean, std, CV, minimum and maximum over seeds of every configuration, and seed variance against the rest.
 
-    ``table`` has one column per searched path, then ``n mean std cv minimum maximum``, best mean first. ``tied`` counts
+    ``table`` has one column per searched path, then ``n mean std cv minimum maximum low high``, best mean first; ``low``
+    to ``high`` is the bootstrap interval of the mean (:func:`~lora_lab.analysis.intervals.seed_intervals`). ``tied`` counts
     the configurations (the best included) whose mean is within seed noise of the best one's: a difference below
     ``t(0.975, N - a) * s_within * sqrt(1/n_i + 1/n_best)`` (Fisher's least significant difference).
 
@@ -117,18 +119,27 @@ def consistency(frame: pd.DataFrame, metric: str | None = None, direction: str |
     metric, direction = objective_of(frame, metric, direction)
     found = [c for c in configurations(frame.drop_duplicates("key"), metric) if c.n]
     found.sort(key=lambda c: c.mean, reverse=direction == "maximize")
+    groups = [c.values for c in found]
     table = pd.DataFrame(
         [
             dict(c.point)
             | {"n": c.n, "mean": c.mean, "std": c.std, "cv": c.cv, "minimum": c.minimum, "maximum": c.maximum}
-            for c in found
+            | {"low": low, "high": high}
+            for c, (low, high) in zip(found, seed_intervals(groups), strict=True)
         ],
         columns=[*searched_paths(frame), *_MEASURES],
     )
-    icc = icc1([c.values for c in found])
+    icc = icc1(groups)
     best = best_of(found, direction, repeats_of(frame))
     tied = _tied(found, best, icc)
-    return Consistency(metric, direction, table, icc, tied, tuple(_sentences(found, best, icc, tied)))
+    said = _sentences(found, best, icc, tied)
+    p = uneven(groups) if len(groups) <= MOST_GROUPS else None
+    if p is not None and p < LEVEL:
+        said.append(
+            f"Seeds do not scatter alike everywhere (Brown-Forsythe p = {p:.2g}): pooled intervals are too wide for calm "
+            "configurations and too narrow for restless ones."
+        )
+    return Consistency(metric, direction, table, icc, tied, tuple(said))
 
 
 def icc1(groups: Sequence[Sequence[float]]) -> ICC | None:

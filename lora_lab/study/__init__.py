@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from lora_lab.lazy import names
 
 if TYPE_CHECKING:
+    from lora_lab.study.importance import ped_anova
     from lora_lab.study.study import Counts, Run, Study
 
-__all__ = ["Counts", "Run", "Study"]
+__all__ = ["Counts", "Run", "Study", "ped_anova"]
 
-__getattr__ = names(__name__, dict.fromkeys(__all__, "study"))
+__getattr__ = names(__name__, {"Counts": "study", "Run": "study", "Study": "study", "ped_anova": "importance"})

@@ -144,7 +144,7 @@ def test_degenerate_sweeps_are_said_as_they_are(fabricate: Fabricate, tmp_path: 
 def test_the_table_holds_the_statistics_best_first(fabricate: Fabricate, tmp_path: Path) -> None:
     fabricate(GRID, lambda p, s: p["method.r"] + s)
     table = consistency(load_results(tmp_path / "runs" / "demo")).table
-    assert table.columns.tolist() == ["method.r", "n", "mean", "std", "cv", "minimum", "maximum"]
+    assert table.columns.tolist() == ["method.r", "n", "mean", "std", "cv", "minimum", "maximum", "low", "high"]
     assert table["method.r"].tolist() == [2, 4, 8, 16, 32]
     first = table.iloc[0]
     assert (first["n"], first["mean"], first["minimum"], first["maximum"]) == (2, 2.5, 2, 3)

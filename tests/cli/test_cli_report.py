@@ -103,6 +103,9 @@ def test_json_is_strict_and_complete(fabricate: Fabricate, capsys: pytest.Captur
         "outcomes": {},
         "best": False,
         "base": 2.5,
+        "ci": None,
+        "difference": None,
+        "holm_p": None,
     }
     assert tree["best"]["point"] == {"method.r": 8, "method.alpha_over_r": 2}
     assert tree["best"]["adapter"] == "runs/demo/runs/t0005-s0/adapter"

@@ -1,0 +1,222 @@
+"""Whether another seed would have named the same winner: Kendall's W, rank stability, seeds that a difference needs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import optimize, stats
+
+from lora_lab.analysis.grouping import configurations, objective_of, searched_paths
+from lora_lab.analysis.intervals import LEVEL, Floats, Noise, blocks_table, noise_of, residuals
+from lora_lab.analysis.reliability import icc1
+
+POWER = 0.8
+"""The chance to see a difference that is there, which the seeds needed are stated for."""
+
+DRAWS = 4000
+SEEDS = (1, 2, 3, 5, 8, 12, 20)
+"""Numbers of seeds for which rank stability is said."""
+MOST_SEEDS = 1000
+
+
+@dataclass(frozen=True)
+class Concordance:
+    """Kendall's W of ``seeds`` that rank ``configurations``: 1 when all seeds order them alike, about 0 by chance."""
+
+    w: float
+    chi2: float
+    p: float
+    configurations: int
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Stability:
+    """With ``seeds`` seeds each: the chance that the best mean is the best configuration, and what a wrong choice costs."""
+
+    seeds: int
+    right: float
+    regret: float
+
+
+def kendall_w(table: pd.DataFrame | Sequence[Sequence[float]]) -> Concordance | None:
+    """Kendall's W of a configurations-by-seeds table, ties corrected, with Friedman's test.
+
+    Rows with a missing seed are left out. ``None`` below two seeds or three configurations (Friedman's test needs
+    three). W = chi2 / (seeds * (configurations - 1)): Kendall & Babington Smith (1939), doi:10.1214/aoms/1177732186;
+    Siegel & Castellan (1988), chapter 9.
+    """
+    values = np.asarray(table, dtype=float)
+    if values.ndim != 2:
+        return None
+    values = values[np.isfinite(values).all(axis=1)]
+    a, k = values.shape
+    if a < 3 or k < 2 or (values == values[:1]).all():
+        return None
+    chi2, p = stats.friedmanchisquare(*values)
+    return Concordance(float(chi2) / (k * (a - 1)), float(chi2), float(p), a, k)
+
+
+def concordance(frame: pd.DataFrame, metric: str | None = None) -> Concordance | None:
+    """:func:`kendall_w` of the seeds of a sweep over its configurations."""
+    metric, _ = objective_of(frame, metric, None)
+    table = blocks_table(frame, metric, searched_paths(frame), ["seed"])
+    return kendall_w(table) if not table.empty else None
+
+
+def rank_stability(
+    groups: Sequence[Sequence[float]], direction: str = "minimize", seeds: Sequence[int] = SEEDS, seed: int = 0
+) -> tuple[Stability, ...]:
+    """For each number of seeds, how often the best mean belongs to the best configuration, by bootstrap.
+
+    The true means are not known, and the observed ones are too far apart by luck; so each draw first takes true means
+    from their posterior under the random-effects model (observed means shrunk towards the grand mean by
+    ICC(1), as much as the number of their seeds asks for; Efron & Morris 1975, doi:10.2307/2285814), then gives every
+    configuration fresh seeds whose residuals are resampled from the sweep's own, and looks who wins. ``regret`` is the
+    mean true loss given up. Empty where nothing was repeated, or nothing differs.
+    """
+    kept = [list(group) for group in groups if len(group)]
+    icc, noise = icc1(kept), noise_of(kept)
+    if icc is None or noise is None or noise.std == 0 or not math.isfinite(icc.value):
+        return ()
+    sign = 1.0 if direction == "minimize" else -1.0
+    means, sizes = np.array([np.mean(group) for group in kept]), np.array([len(group) for group in kept])
+    rng = np.random.default_rng(seed)
+    draws = int(np.clip(20_000_000 // (len(kept) * max(seeds)), 200, DRAWS))
+    truth = sign * _posterior(means, sizes, icc.between, noise, draws, rng)
+    pool = residuals(kept)
+    best, rows = truth.min(axis=1), np.arange(draws)
+    found = []
+    for n in seeds:
+        error = np.mean([rng.choice(pool, size=truth.shape) for _ in range(n)], axis=0)
+        chosen = truth[rows, (truth + error).argmin(axis=1)]
+        found.append(Stability(n, float((chosen == best).mean()), float((chosen - best).mean())))
+    return tuple(found)
+
+
+def _posterior(
+    means: Floats, sizes: np.ndarray, between: float, noise: Noise, draws: int, rng: np.random.Generator
+) -> Floats:
+    trust = between**2 / (between**2 + noise.std**2 / sizes)
+    weights = 1 / (between**2 + noise.std**2 / sizes)
+    grand = float((weights * means).sum() / weights.sum())
+    centre = grand + trust * (means - grand)
+    return centre + rng.normal(size=(draws, len(means))) * np.sqrt(trust * noise.std**2 / sizes)
+
+
+def power_of(difference: float, seeds: float, noise: Noise, configurations: int = 2, level: float = LEVEL) -> float:
+    """The chance that ``seeds`` seeds each show a true ``difference`` of two means, by a two-sided t test.
+
+    The spread is pooled over ``configurations``, which gives the test its degrees of freedom; with two it is the usual
+    t test of independent groups (Cohen 1988; ``statsmodels.stats.power``).
+    """
+    from statsmodels.stats.power import TTestPower
+
+    if noise.std == 0:
+        return 1.0 if difference else level
+    effect = abs(difference) / (math.sqrt(2) * noise.std)
+    df = configurations * (seeds - 1)
+    return float(TTestPower().power(effect, seeds, level, df=df, alternative="two-sided"))
+
+
+def seeds_needed(
+    difference: float, noise: Noise, configurations: int = 2, power: float = POWER, level: float = LEVEL
+) -> int | None:
+    """Seeds a configuration with which a true ``difference`` is seen with chance ``power``.
+
+    ``None`` above :data:`MOST_SEEDS`.
+    """
+    if difference == 0 or power_of(difference, MOST_SEEDS, noise, configurations, level) < power:
+        return None
+    low, high = 2, MOST_SEEDS
+    while low < high:
+        middle = (low + high) // 2
+        if power_of(difference, middle, noise, configurations, level) >= power:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def smallest_difference(
+    seeds: int, noise: Noise, configurations: int = 2, power: float = POWER, level: float = LEVEL
+) -> float | None:
+    """The difference of two means that ``seeds`` seeds each show with chance ``power``; ``None`` below two seeds."""
+    if seeds < 2:
+        return None
+    if noise.std == 0:
+        return 0.0
+    scale = noise.std * math.sqrt(2 / seeds)
+    top = scale
+    while power_of(top, seeds, noise, configurations, level) < power:
+        top *= 2
+    return float(optimize.brentq(lambda d: power_of(d, seeds, noise, configurations, level) - power, 0.0, top))
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Everything about the order of a sweep's configurations. ``gap`` is the second-best mean minus the best."""
+
+    concordance: Concordance | None
+    stability: tuple[Stability, ...]
+    noise: Noise | None
+    gap: float | None
+    needed: int | None
+    detectable: float | None
+    sentences: tuple[str, ...]
+
+
+def ranking(frame: pd.DataFrame, metric: str | None = None, direction: str | None = None) -> Ranking:
+    """Kendall's W, rank stability and the seeds that the sweep's own differences need."""
+    metric, direction = objective_of(frame, metric, direction)
+    groups = [c.values for c in configurations(frame.drop_duplicates("key"), metric) if c.n]
+    noise = noise_of(groups)
+    agreement = concordance(frame, metric)
+    most = max(map(len, groups), default=0)
+    stability = rank_stability(groups, direction, sorted({*SEEDS, max(most, 1)}))
+    means = sorted((float(np.mean(group)) for group in groups), reverse=direction == "maximize")
+    gap = abs(means[1] - means[0]) if len(means) > 1 else None
+    needed = seeds_needed(gap, noise, len(groups)) if gap is not None and noise is not None else None
+    detectable = smallest_difference(most, noise, len(groups)) if noise is not None else None
+    said = _sentences(agreement, stability, noise, gap, needed, detectable, most)
+    return Ranking(agreement, stability, noise, gap, needed, detectable, tuple(said))
+
+
+def _sentences(
+    agreement: Concordance | None,
+    stability: Sequence[Stability],
+    noise: Noise | None,
+    gap: float | None,
+    needed: int | None,
+    detectable: float | None,
+    most: int,
+) -> list[str]:
+    from lora_lab.analysis.reliability import spread
+
+    said = []
+    if agreement is not None:
+        said.append(
+            f"{agreement.seeds} seeds order {agreement.configurations} configurations with Kendall's W "
+            f"{agreement.w:.2f} (p = {agreement.p:.2g}; 1 is the same order every time)."
+        )
+    now = next((s for s in stability if s.seeds == most), None)
+    if now is not None:
+        plural = "seed" if most == 1 else "seeds"
+        said.append(
+            f"With {most} {plural} the winner is right with probability {now.right:.2f}; "
+            f"a wrong one costs {spread(now.regret)} on average."
+        )
+        enough = next((s.seeds for s in stability if s.right >= 0.9), None)
+        if enough is not None and enough > most:
+            said.append(f"{enough} seeds would bring that to 0.9.")
+    if noise is not None and gap is not None and noise.std > 0:
+        many = f"{needed} seeds" if needed is not None else f"more than {MOST_SEEDS} seeds"
+        said.append(
+            f"The best two are {spread(gap)} apart: seeing that with 80 % power takes {many} each"
+            + (f"; {most} seeds show differences from {spread(detectable)} on." if detectable is not None else ".")
+        )
+    return said
