@@ -12,8 +12,8 @@ from lora_lab.lazy import names
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from lora_lab.analysis import load_results
     from lora_lab.errors import LoraLabError
+    from lora_lab.results import load_results
     from lora_lab.spec import RunResult, RunSpec, Space, Sweep
 
 __all__ = ["LoraLabError", "RunResult", "RunSpec", "Space", "Sweep", "__version__", "load_results"]
@@ -26,6 +26,6 @@ __getattr__ = names(
         "RunSpec": "spec",
         "Space": "spec",
         "Sweep": "spec",
-        "load_results": "analysis",
+        "load_results": "results",
     },
 )

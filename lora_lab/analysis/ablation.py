@@ -56,10 +56,11 @@ def ablation_table(
     them are averaged over everything else, which a note says. Metric and direction are the sweep's objective unless
     given.
 
-    ``spread`` is what stands behind ``±``: ``std`` over the runs of a cell, or ``ci``, half the 95 % interval of its mean
-    over seeds (Student's t with the spread pooled over all configurations, what a table hides counted as fixed).
+    ``spread`` is what stands behind ``±``: ``std`` over the runs of a cell, or ``ci``, half the 95 % interval of its
+    mean over seeds (Student's t with the spread pooled over all configurations, what a table hides counted as fixed).
     ``baseline`` names a cell by the values of its axes; every other is tested against it
-    (:func:`~lora_lab.analysis.intervals.paired_differences`). ``extras`` are metrics to stand beside each row, averaged.
+    (:func:`~lora_lab.analysis.intervals.paired_differences`). ``extras`` are metrics to stand beside each row,
+    averaged.
 
     Raises:
         SpecError: an unknown metric or direction, an axis that was not searched, or a baseline that is no cell.
@@ -107,9 +108,7 @@ def _compared(frame: pd.DataFrame, table: AblationTable, baseline: Mapping[str, 
     )
     present = [key for key in keys if key in set(blocks.index)]
     if keys[place] not in present:
-        raise SpecError(
-            f"baseline: {point_name(dict(zip(table.paths, points[place], strict=True)))} has no completed run."
-        )
+        raise SpecError(f"baseline: {_said(table.paths, points[place])} has no completed run.")
     tests = paired_differences(blocks.loc[present], present.index(keys[place]))
     found = dict(zip(present, tests, strict=True))
     width = len(table.columns)
@@ -117,13 +116,11 @@ def _compared(frame: pd.DataFrame, table: AblationTable, baseline: Mapping[str, 
         tuple(replace(cell, difference=found.get(keys[i * width + j])) for j, cell in enumerate(row))
         for i, row in enumerate(table.cells)
     )
-    shown = point_name(dict(zip(table.paths, points[place], strict=True)))
+    shown = _said(table.paths, points[place])
     pooled = all(test.pooled for test in tests if test is not None)
     how = "spread pooled over the table" if pooled else "each pair's own spread, for runs are missing"
-    note = (
-        f"▲ better, ▼ worse than the baseline {shown} (paired over {'seeds' if hidden == ['seed'] else 'blocks'}, {how}; "
-        "Holm-corrected p < 0.05)"
-    )
+    over = "seeds" if hidden == ["seed"] else "seeds and other settings"
+    note = f"▲ better, ▼ worse than the baseline {shown} (paired over {over}, {how}; Holm-corrected p < 0.05)"
     return replace(table, cells=cells, baseline=divmod(place, width), notes=(*table.notes, note))
 
 
@@ -146,9 +143,13 @@ def _place(points: Sequence[tuple[Any, ...]], paths: Sequence[str], baseline: Ma
         said = ", ".join(f"{path}={value}" for path, value in wanted.items())
         raise SpecError(
             f"baseline: {said} is {'no cell' if not matches else f'{len(matches)} cells'} of the table. "
-            f"Give one value for each of {', '.join(paths)}, as in {point_name(dict(zip(paths, points[0], strict=True)))}."
+            f"Give one value for each of {', '.join(paths)}, as in {_said(paths, points[0])}."
         )
     return matches[0]
+
+
+def _said(paths: Sequence[str], point: Sequence[Any]) -> str:
+    return point_name(dict(zip(paths, point, strict=True)))
 
 
 def _tupled(value: Any) -> Any:

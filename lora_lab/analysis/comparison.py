@@ -11,10 +11,10 @@ import pandas as pd
 from scipy import stats
 
 from lora_lab.analysis.grouping import configurations, objective_of, searched_paths
-from lora_lab.analysis.intervals import LEVEL, noise_of
+from lora_lab.analysis.intervals import LEVEL, Floats, Noise, noise_of
 from lora_lab.analysis.naming import path_name, point_name, value_name
-from lora_lab.analysis.rendering import Grid, digits_for
 from lora_lab.analysis.reliability import spread
+from lora_lab.analysis.rendering import Grid, digits_for
 from lora_lab.errors import SpecError
 
 SAME = 1e-6
@@ -23,7 +23,7 @@ SAME = 1e-6
 
 @dataclass(frozen=True)
 class Moved:
-    """One configuration in both sweeps: means over its common runs, the difference b - a, in seed noise, and its test."""
+    """One configuration in both sweeps: the means over its ``n`` common runs, and the test of their difference."""
 
     point: tuple[tuple[str, Any], ...]
     n: int
@@ -146,7 +146,7 @@ def compare(a: pd.DataFrame, b: pd.DataFrame, metric: str | None = None) -> Comp
     return Comparison(**(vars(found) | {"sentences": tuple(_sentences(found))}))
 
 
-def _moved(one: pd.DataFrame, x: Any, y: Any, paths: list[str], noise: Any) -> list[Moved]:
+def _moved(one: pd.DataFrame, x: Floats, y: Floats, paths: list[str], noise: Noise | None) -> list[Moved]:
     from statsmodels.stats.multitest import multipletests
 
     groups: dict[tuple[Any, ...], list[int]] = {}
@@ -164,7 +164,7 @@ def _moved(one: pd.DataFrame, x: Any, y: Any, paths: list[str], noise: Any) -> l
     return [Moved(*m, math.nan if math.isnan(m[-1]) else float(next(holm))) for m in out]
 
 
-def _shift(d: Any) -> tuple[float, float, float, float]:
+def _shift(d: Floats) -> tuple[float, float, float, float]:
     """Mean, interval and p of the differences of the configurations."""
     if len(d) < 2 or np.ptp(d) == 0:
         mean = float(d.mean()) if len(d) else math.nan
@@ -186,8 +186,8 @@ def _sentences(c: Comparison) -> list[str]:
     name = point_name(dict(most.point)) or "the base settings"
     if c.noise is None:
         said.append(
-            f"{name} moved most, by {most.difference:+.2g}; whether that is more than seeds explain is not known, for no "
-            "configuration has two seeds."
+            f"{name} moved most, by {most.difference:+.2g}; whether that is more than seeds explain is not known: "
+            "no configuration has two seeds."
         )
         return said
     if c.beyond:

@@ -16,8 +16,8 @@ KINDS = {"step": "train", "evaluation": "eval"}
 def learning_curves(folder: Path | str, runs: Sequence[str] | None = None, points: int = 200) -> pd.DataFrame:
     """``run kind step loss`` of every run in the sweep's ``folder`` that has metrics, ``kind`` being train or eval.
 
-    At most ``points`` training points a run, evenly thinned (the last one stays); every evaluation is kept. A line that a
-    crash spoilt is left out. Steps are optimizer steps, losses nats per supervised token. Empty where there are none.
+    At most ``points`` training points a run, evenly thinned (the last one stays); every evaluation is kept. A line that
+    a crash spoilt is left out. Steps are optimizer steps, losses nats per supervised token. Empty where there are none.
     """
     base = Path(folder) / "runs"
     if runs is None:
@@ -48,7 +48,8 @@ def curve_table(curves: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
     outcomes = dict(zip(frame["run"], frame["outcome"], strict=True))
     rows = []
     for run, group in curves[curves["kind"] == "eval"].groupby("run", sort=True):
-        best = group.loc[group["loss"].idxmin()] if group["loss"].notna().any() else group.iloc[-1]
+        known = group.dropna(subset="loss")
+        best = (known if len(known) else group).sort_values("loss", kind="stable").iloc[0]
         rows.append(
             {
                 "run": run,

@@ -107,21 +107,26 @@ def read_sweep(folder: Path | str) -> SweepRecord:
             "lora-lab status without a name shows the newest sweep in runs/."
         ) from error
     try:
-        return SweepRecord(
-            folder=Path(folder),
-            name=tree["name"],
-            key=tree["key"],
-            space=Space.from_tree(tree["space"]),
-            objective=from_tree(Objective, tree["objective"], "sweep.objective"),
-            sampler=tree["sampler"]["name"],
-            trials=tree["trials"],
-            repeats=tree["repeats"],
-        )
+        return record_of(tree, Path(folder))
     except (KeyError, TypeError, AttributeError, SpecError) as error:
         raise SweepFolderError(
             f"{path}: not the record of a sweep ({type(error).__name__}: {error}). "
             "It was written by another version, or by hand; start the sweep anew under another sweep.name."
         ) from error
+
+
+def record_of(tree: Mapping[str, Any], folder: Path) -> SweepRecord:
+    """The record in a sweep's tree; ``KeyError``, ``TypeError`` or ``SpecError`` where it is no sweep's."""
+    return SweepRecord(
+        folder=folder,
+        name=tree["name"],
+        key=tree["key"],
+        space=Space.from_tree(tree["space"]),
+        objective=from_tree(Objective, tree["objective"], "sweep.objective"),
+        sampler=tree["sampler"]["name"],
+        trials=tree["trials"],
+        repeats=tree["repeats"],
+    )
 
 
 def read_results(folder: Path | str) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,7 @@ class Configuration:
         """Runs with an outcome, completed or not."""
         return self.n + sum(count for outcome, count in self.failures if outcome != Outcome.PREEMPTED)
 
-    @property
+    @cached_property
     def mean(self) -> float:
         """Mean over the completed runs; NaN without one."""
         return mean_of(self.values) if self.values else math.nan

@@ -131,7 +131,8 @@ class Difference:
 
 
 def paired_differences(table: pd.DataFrame, baseline: int, level: float = LEVEL) -> list[Difference | None]:
-    """Each row of ``table`` (cells by blocks, NaN where a run is missing) against row ``baseline``; ``None`` for itself.
+    """Each row of ``table`` (cells by blocks, NaN where a run is missing) against row ``baseline``; ``None`` for
+    itself.
 
     A block is what a cell and the baseline share: the seed, and the values of all that the table does not show.
     In a complete table the spread is the residual of the two-way layout
@@ -191,7 +192,7 @@ def blocks_table(frame: pd.DataFrame, metric: str, cells: Sequence[str], blocks:
     done = frame[(frame["outcome"] == "COMPLETED") & frame[metric].notna()]
     if not cells:
         done, cells = done.assign(__cell=0), ["__cell"]
-    whole = done.astype({path: "object" for path in (*cells, *blocks)}).fillna({p: "null" for p in (*cells, *blocks)})
+    whole = done.astype(dict.fromkeys((*cells, *blocks), "object")).fillna(dict.fromkeys((*cells, *blocks), "null"))
     if whole.empty:
         return pd.DataFrame()
     grouped = whole.groupby([*cells, *blocks], sort=False, dropna=False)[metric].mean()

@@ -51,8 +51,8 @@ class Effect:
 class MaskEffects:
     """The worth of the roles in one metric; make one with :func:`mask_effects`.
 
-    ``main`` is the mean metric with a role minus without it, over all subsets of the others; ``interactions`` is half the
-    difference of a role's effect with and without another (Box, Hunter & Hunter 2005, Statistics for Experimenters,
+    ``main`` is the mean metric with a role minus without it, over all subsets of the others; ``interactions`` is half
+    the difference of a role's effect with and without another (Box, Hunter & Hunter 2005, Statistics for Experimenters,
     chapter 5). ``shapley`` is a role's fair share of the gain of the full mask over the empty one (Shapley 1953), in
     the metric, positive where the role helps; ``per_million`` and ``per_mb`` divide it by the role's share of trainable
     parameters and of lane memory. ``order`` is the highest interaction in the model; ``aliases`` says for an effect
@@ -138,13 +138,13 @@ def mask_effects(frame: pd.DataFrame, metric: str | None = None, direction: str 
     notes = []
     blocks: list[Any] = [tuple(map(str, row)) for row in done[[*rest, "seed"]].itertuples(index=False)]
     if not _told_apart([tuple(mask) for mask in done[PATH]], blocks):
-        done = done.astype(dict.fromkeys(rest, "object")).groupby([PATH, *rest], dropna=False, as_index=False)
-        done = done.agg({metric: "mean", "seed": "first", **({base: "mean"} if base in frame else {})})
+        points = done.astype(dict.fromkeys(rest, "object")).groupby([PATH, *rest], dropna=False, as_index=False)
+        done = pd.DataFrame(points.agg({name: "mean" for name in (metric, base) if name in frame}))
         blocks = [0] * len(done)
         notes.append("the other settings differ from mask to mask: what they change counts as noise")
     masks = [tuple(mask) for mask in done[PATH]]
     values = done[metric].astype(float).tolist()
-    bases = done[base].dropna() if base in done else done["seed"].head(0)
+    bases = done[base].dropna() if base in done else done[metric].head(0)
     if () not in masks and len(bases):
         for block in dict.fromkeys(blocks):
             blocks, masks, values = [*blocks, block], [*masks, ()], [*values, float(bases.mean())]

@@ -108,10 +108,10 @@ class Consistency:
 def consistency(frame: pd.DataFrame, metric: str | None = None, direction: str | None = None) -> Consistency:
     """Mean, std, CV, minimum and maximum over seeds of every configuration, and seed variance against the rest.
 
-    ``table`` has one column per searched path, then ``n mean std cv minimum maximum low high``, best mean first; ``low``
-    to ``high`` is the bootstrap interval of the mean (:func:`~lora_lab.analysis.intervals.seed_intervals`). ``tied`` counts
-    the configurations (the best included) whose mean is within seed noise of the best one's: a difference below
-    ``t(0.975, N - a) * s_within * sqrt(1/n_i + 1/n_best)`` (Fisher's least significant difference).
+    ``table`` has one column per searched path, then ``n mean std cv minimum maximum low high``, best mean first;
+    ``low`` to ``high`` is the bootstrap interval of the mean (:func:`~lora_lab.analysis.intervals.seed_intervals`).
+    ``tied`` counts the configurations (the best included) whose mean is within seed noise of the best one's: a
+    difference below ``t(0.975, N - a) * s_within * sqrt(1/n_i + 1/n_best)`` (Fisher's least significant difference).
 
     Raises:
         SpecError: an unknown metric or direction.
@@ -136,8 +136,8 @@ def consistency(frame: pd.DataFrame, metric: str | None = None, direction: str |
     p = uneven(groups) if len(groups) <= MOST_GROUPS else None
     if p is not None and p < LEVEL:
         said.append(
-            f"Seeds do not scatter alike everywhere (Brown-Forsythe p = {p:.2g}): pooled intervals are too wide for calm "
-            "configurations and too narrow for restless ones."
+            f"Seeds do not scatter alike everywhere (Brown-Forsythe p = {p:.2g}): pooled intervals are too wide for "
+            "calm configurations and too narrow for restless ones."
         )
     return Consistency(metric, direction, table, icc, tied, tuple(said))
 
@@ -159,8 +159,8 @@ def icc1(groups: Sequence[Sequence[float]]) -> ICC | None:
         differ = len({group[0] for group in groups}) > 1
         value, f, p = (1.0, math.inf, 0.0) if differ else (math.nan, math.nan, math.nan)
         return ICC(value, value, value, f, p, 0.0, math.sqrt(between / k) if differ else 0.0, k, a, runs)
-    test = stats.f_oneway(*[np.asarray(group) for group in groups])
-    f, p = float(test.statistic), float(test.pvalue)
+    f = between / within
+    p = float(stats.f.sf(f, a - 1, runs - a))
     low = f / float(stats.f.ppf(1 - LEVEL / 2, a - 1, runs - a))
     high = f * float(stats.f.ppf(1 - LEVEL / 2, runs - a, a - 1))
     return ICC(

@@ -1,8 +1,12 @@
-"""A grid of texts as a terminal table, plain text and Markdown. Every table of the reports is one."""
+"""A grid of texts as a terminal table, plain text, Markdown, LaTeX, HTML and CSV. Every table of the reports is one."""
 
 from __future__ import annotations
 
+import csv
+import html
+import io
 import math
+import re
 from dataclasses import dataclass
 
 from rich import box
@@ -93,6 +97,93 @@ class Grid:
         if self.notes:
             lines += ["", "; ".join(self.notes)]
         return "\n".join(lines) + "\n"
+
+    def latex(self) -> str:
+        """A table for a paper (packages booktabs and amssymb): the best in bold, title as caption, notes below."""
+        spec = "l" * self.labels + "r" * (len(self.head) - self.labels)
+        rows = [[_tex(text) for text in row] for row in self.rows]
+        if self.best is not None:
+            i, j = self.best
+            rows[i][j] = f"\\textbf{{{rows[i][j]}}}"
+        lines = [
+            "\\begin{table}",
+            "\\centering",
+            f"\\caption{{{_tex(', '.join(self.title))}}}",
+            f"\\begin{{tabular}}{{{spec}}}",
+            "\\toprule",
+            " & ".join(_tex(text) for text in self.head) + r" \\",
+            "\\midrule",
+            *(" & ".join(row) + r" \\" for row in rows),
+        ]
+        if self.footer:
+            lines += ["\\midrule", " & ".join(_tex(text) for text in self.footer) + r" \\"]
+        lines += ["\\bottomrule", "\\end{tabular}"]
+        if self.notes:
+            lines += ["", f"\\smallskip\\footnotesize {_tex('; '.join(self.notes))}"]
+        return "\n".join([*lines, "\\end{table}"]) + "\n"
+
+    def html(self) -> str:
+        """An HTML table with caption and scopes; the best has the class ``best`` and says so to a screen reader."""
+        heads = "".join(
+            f'<th scope="col"{"" if j < self.labels else " class=n"}>{html.escape(name)}</th>'
+            for j, name in enumerate(self.head)
+        )
+        body = []
+        for i, row in enumerate(self.rows):
+            cells = [self._html_cell(text, j, (i, j) == self.best) for j, text in enumerate(row)]
+            body.append(f"<tr>{''.join(cells)}</tr>")
+        foot = ""
+        if self.footer:
+            foot = "".join(self._html_cell(text, j, False) for j, text in enumerate(self.footer))
+            foot = f"<tfoot><tr>{foot}</tr></tfoot>"
+        caption = f"<caption>{html.escape(', '.join(self.title))}</caption>" if self.title else ""
+        notes = f'<p class="note">{html.escape("; ".join(self.notes))}</p>' if self.notes else ""
+        rows = "\n".join(body)
+        return f"<table>{caption}<thead><tr>{heads}</tr></thead><tbody>\n{rows}\n</tbody>{foot}</table>{notes}\n"
+
+    def csv(self) -> str:
+        """The texts as comma-separated values, the head first."""
+        out = io.StringIO()
+        csv.writer(out, lineterminator="\n").writerows([self.head, *self.rows, *([self.footer] if self.footer else [])])
+        return out.getvalue()
+
+    def _html_cell(self, text: str, j: int, best: bool) -> str:
+        shown = html.escape(text)
+        for mark, said in SPOKEN.items():
+            shown = shown.replace(mark, f'<span aria-hidden="true">{mark}</span><span class="sr">{said}</span>')
+        if best:
+            shown = f'<strong>{shown}</strong><span class="sr"> (best)</span>'
+        kind = " class=best" if best else ""
+        if j == 0:
+            return f'<th scope="row"{kind}>{shown}</th>'
+        return f"<td{kind if kind or j < self.labels else ' class=n'}>{shown}</td>".replace(
+            "class=best", 'class="n best"'
+        )
+
+
+SPOKEN = {"▲": "better than the baseline", "▼": "worse than the baseline"}
+"""What a screen reader says for a mark."""
+
+_TEX = {
+    "\\": r"\textbackslash{}",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "↓": r"$\downarrow$",
+    "→": r"$\rightarrow$",
+    "▲": r"$\blacktriangle$",
+    "▼": r"$\blacktriangledown$",
+    "–": "--",
+    "…": r"\ldots{}",
+    "²": "$^2$",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": "$<$",
+    ">": "$>$",
+} | {c: "\\" + c for c in "&%$#_{}"}
+
+
+def _tex(text: str) -> str:
+    return re.sub("|".join(map(re.escape, _TEX)), lambda match: _TEX[match[0]], text)
 
 
 def digits_for(std: float, largest: float) -> int:

@@ -30,9 +30,9 @@ EXTRA_HEADS = {
 class Cell:
     """One configuration, or several averaged, in a table.
 
-    ``mean`` and ``std`` (ddof = 1) are NaN where they are not known, as is ``half``, half the 95 % interval of the mean;
-    ``n`` completed runs of ``planned``; ``failures`` counts the runs of every other outcome; ``difference`` is the test
-    against the table's baseline.
+    ``mean`` and ``std`` (ddof = 1) are NaN where they are not known, as is ``half``, half the 95 % interval of the
+    mean; ``n`` completed runs of ``planned``; ``failures`` counts the runs of every other outcome; ``difference`` is
+    the test against the table's baseline.
     """
 
     mean: float = math.nan
@@ -89,8 +89,8 @@ class AblationTable:
     ``row_paths`` head the leading columns, ``rows`` holds their values a row; ``column_path`` heads the cell columns
     ``columns``, or is ``None`` for the single column of a list. ``cells[i][j]`` belongs to row ``i``, column
     ``j``; ``best`` is its ``(i, j)``. ``base`` is the untrained base model's score a column. ``averaged`` names the
-    searched paths that vary within a cell. ``spread`` is what stands behind ``±``; ``baseline`` the cell that the others
-    were tested against; ``extras`` are columns beside the cells.
+    searched paths that vary within a cell. ``spread`` is what stands behind ``±``; ``baseline`` the cell that the
+    others were tested against; ``extras`` are columns beside the cells.
     """
 
     metric: str
@@ -179,7 +179,7 @@ class AblationTable:
         return self.grid.markdown()
 
     def csv(self) -> str:
-        """One line a cell: its values at the axes, ``mean std ci n planned``, the test against the baseline, other outcomes, the base model's score."""
+        """One line a cell: its values at the axes, and what :meth:`records` says of it."""
         out = io.StringIO()
         measures = ("mean", "std", "ci", "n", "planned", "best", "base", "difference", "holm_p")
         writer = csv.DictWriter(out, [*self.paths, "metric", *measures, "outcomes"], lineterminator="\n")

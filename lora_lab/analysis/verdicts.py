@@ -3,7 +3,8 @@
 A claim names the smallest effect that would still be worth claiming (``smallest``; the unit is the metric's). It is
 
 - *supported* where the 95 % interval of the effect lies wholly on the claimed side;
-- *contradicted* where the interval lies wholly below the smallest effect worth claiming: the effect is absent, opposite, or too
+- *contradicted* where the interval lies wholly below the smallest effect worth claiming: the effect is absent,
+opposite, or too
   small to matter;
 - *inconclusive* where the interval holds both, and then the power says whether the data could have told.
 
@@ -22,10 +23,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from lora_lab.analysis.gap import slope
 from lora_lab.analysis.grouping import axis_values, check_path, objective_of, plain_value, searched_paths
 from lora_lab.analysis.intervals import LEVEL, blocks_table, paired_differences
 from lora_lab.analysis.naming import value_name
-from lora_lab.analysis.overfitting import slope
 from lora_lab.errors import SpecError
 
 
@@ -41,8 +42,8 @@ class Status(StrEnum):
 class Verdict:
     """A claim, what the data say of it, and by which test.
 
-    ``effect`` is positive in the direction of the claim, ``low`` to ``high`` its interval, ``smallest`` the effect the claim
-    needs, ``power`` the chance that this test supports the claim if the effect is ``smallest`` (NaN where it has
+    ``effect`` is positive in the direction of the claim, ``low`` to ``high`` its interval, ``smallest`` the effect the
+    claim needs, ``power`` the chance that this test supports the claim if the effect is ``smallest`` (NaN where it has
     no meaning), ``n`` the pairs or runs it rests on.
     """
 
@@ -120,7 +121,8 @@ def better_at(
     for point in wanted:
         if point not in table.index:
             raise SpecError(f"{claim}: no completed run at {dict(zip(good, point, strict=True))}.")
-    return better(table.loc[wanted[0]], table.loc[wanted[1]], claim, smallest=smallest, direction=direction)
+    rows = dict(zip(table.index, table.to_numpy(dtype=float).tolist(), strict=True))
+    return better(rows[wanted[0]], rows[wanted[1]], claim, smallest=smallest, direction=direction)
 
 
 def best_at(
@@ -143,23 +145,22 @@ def best_at(
         raise SpecError(f"{claim}: {path}={value_name(value)} cannot be compared. Values with runs: {known}.")
     at = list(table.index).index(name)
     sign = 1.0 if direction == "minimize" else -1.0
-    level = LEVEL / (len(table) - 1)
-    tests = [d for d in paired_differences(sign * table, at, level) if d is not None]
+    tests = [d for d in paired_differences(sign * table, at) if d is not None]
+    strict = [d for d in paired_differences(sign * table, at, LEVEL / (len(table) - 1)) if d is not None]
     if not tests:
         raise SpecError(f"{claim}: no rival shares two seeds with {path}={value_name(value)}. Repeat with more seeds.")
     rival = min(tests, key=lambda d: d.mean)
-    low, high = min(d.low for d in tests), min(d.high for d in tests)
-    spread = (rival.high - rival.low) / 2
-    power = _normal_power(smallest, spread, level)
-    how = f"paired t tests against {len(tests)} rivals, Bonferroni-Holm 5 %"
-    return _verdict(claim, how, rival.mean, low, high, max(d.holm for d in tests), smallest, power, rival.n)
+    low, high = min(d.low for d in tests), min(d.high for d in strict)
+    power = _normal_power(smallest, (rival.high - rival.low) / 2, LEVEL)
+    how = f"paired t tests against {len(tests)} rivals, each at 5 % to support, at 5 % together to contradict"
+    return _verdict(claim, how, rival.mean, low, high, max(d.p for d in tests), smallest, power, rival.n)
 
 
 def same_within(a: Sequence[float], b: Sequence[float], claim: str, *, margin: float) -> Verdict:
     """ "It makes no difference": the paired difference lies within ``±margin`` (two one-sided tests, TOST).
 
-    Supported where the 90 % interval is inside the margin, contradicted where the 95 % interval is outside it. The power is
-    that of showing sameness if the true difference is zero (Schuirmann 1987, doi:10.1007/BF01068419).
+    Supported where the 90 % interval is inside the margin, contradicted where the 95 % interval is outside it. The
+    power is that of showing sameness if the true difference is zero (Schuirmann 1987, doi:10.1007/BF01068419).
 
     Raises:
         SpecError: a margin that is not positive, or fewer than two pairs.
@@ -191,7 +192,8 @@ def same_within(a: Sequence[float], b: Sequence[float], claim: str, *, margin: f
 def rises_along(
     frame: pd.DataFrame, path: str, claim: str, *, metric: str, sign: float = 1.0, smallest: float = 0.0
 ) -> Verdict:
-    """ "``metric`` grows along ``path``" (``sign=-1``: falls), by the slope within blocks of equal seed and other settings.
+    """ "``metric`` grows along ``path``" (``sign=-1``: falls), by the slope within blocks of equal seed and other
+    settings.
 
     ``smallest`` is per doubling on an axis that spans more than a factor of four, else per unit.
 
@@ -213,8 +215,8 @@ def varies_less_than(values: Sequence[float], claim: str, *, cv: float) -> Verdi
     """ "Seeds hardly matter": the coefficient of variation of the runs is below ``cv``.
 
     By the chi-square interval of the standard deviation (normal runs; the mean taken as known): supported where all
-    of it is below, contradicted where all of it is above. ``effect`` is the CV; power is that of supporting a true CV of
-    half the limit.
+    of it is below, contradicted where all of it is above. ``effect`` is the CV; power is that of supporting a true CV
+    of half the limit.
 
     Raises:
         SpecError: fewer than two values, or a mean of zero.
@@ -238,7 +240,8 @@ def varies_less_than(values: Sequence[float], claim: str, *, cv: float) -> Verdi
 
 
 def within_factor(measured: float, claimed: float, claim: str, *, tolerance: float) -> Verdict:
-    """ "It is this much": a number without luck in it (bytes, parameters) within ``tolerance`` (a fraction) of the claimed.
+    """ "It is this much": a number without luck in it (bytes, parameters) within ``tolerance`` (a fraction) of the
+    claimed.
 
     Raises:
         SpecError: a claimed value of zero.

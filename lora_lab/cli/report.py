@@ -1,10 +1,11 @@
-"""``lora-lab report``: what a sweep found, as a screen, Markdown, CSV or JSON."""
+"""``lora-lab report``: what a sweep found, as a screen, a page, Markdown, LaTeX, CSV, JSON or figures."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_lab.errors import SpecError
@@ -12,10 +13,10 @@ from lora_lab.errors import SpecError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from lora_lab.analysis import AblationTable, Best, Consistency, SweepRecord
+    from lora_lab.analysis import Best, Report, SweepRecord
 
-HELP = "what a sweep found: ablation table, best configuration, consistency over seeds"
-EXAMPLE = "lora-lab report rank_alpha --markdown > table.md"
+HELP = "what a sweep found: tables, consistency over seeds, what matters; as a screen, a page or for a paper"
+EXAMPLE = "lora-lab report rank_alpha --html report.html"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -25,30 +26,29 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument("--csv", action="store_true", help="one row a run, all columns")
-    shape.add_argument("--markdown", "--md", action="store_true", help="the report as Markdown")
+    shape.add_argument("--cells", action="store_true", help="the ablation table as CSV, one row a cell")
+    shape.add_argument("--markdown", "--md", action="store_true", help="the whole report as Markdown")
+    shape.add_argument("--latex", action="store_true", help="every table for a paper (booktabs)")
     shape.add_argument("--json", action="store_true", help="everything the report says, for a script")
-    parser.add_argument("--rows", metavar="PATH", help="config path down the table, e.g. method.r")
+    parser.add_argument("--html", metavar="FILE", type=Path, help="write a page that opens offline")
+    parser.add_argument("--figures", metavar="DIR", type=Path, help="write every figure as PNG and SVG")
+    parser.add_argument("--rows", metavar="PATH", help="config path down the table, e.g. method.r; or several: a,b")
     parser.add_argument("--columns", metavar="PATH", help="config path across the table")
     parser.add_argument("--metric", help="another number than the sweep's objective, e.g. exact_match or peak_bytes")
+    parser.add_argument("--baseline", metavar="POINT", help="test every cell against this one: r=8,alpha_over_r=1")
+    parser.add_argument("--spread", choices=("ci", "std"), default="ci", help="behind ±: 95 %% CI (default) or std")
     parser.add_argument("--top", type=int, default=20, metavar="N", help="rows of a list, best first (default: 20)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the report.
+    """Print or write the report.
 
     Raises:
-        SweepFolderError: no such sweep, or no result yet.
-        SpecError: an axis or metric that the sweep does not have.
+        SweepFolderError: no such sweep, no result yet, or a file that cannot be written.
+        SpecError: an axis, metric or baseline that the sweep does not have.
         CheckpointError: a result file is torn.
     """
-    from lora_lab.analysis import (
-        ablation_table,
-        best_configuration,
-        consistency,
-        find_sweep,
-        load_results,
-        read_sweep,
-    )
+    from lora_lab.analysis import find_sweep, load_results, read_sweep
 
     if args.top < 1:
         raise SpecError(f"--top: must be 1 or more, got {args.top}.")
@@ -57,17 +57,90 @@ def run(args: argparse.Namespace) -> int:
     if args.csv:
         print(csv_text(frame), end="")
         return 0
-    table = ablation_table(frame, args.rows, args.columns, args.metric, top=args.top)
-    best = best_configuration(frame, args.metric)
-    steady = consistency(frame, args.metric)
     record = read_sweep(folder)
+    report = _analysed(args, frame, folder)
+    written = _files(args, record, frame, report)
     if args.json:
-        print(json.dumps(report_tree(record, frame, table, best, steady), indent=1, allow_nan=False))
+        print(json.dumps(report_tree(record, frame, report), indent=1, allow_nan=False))
     elif args.markdown:
-        print(markdown_text(record, frame, table, best, steady, args.top), end="")
-    else:
-        _screen(record, frame, table, best, steady, args.top)
+        print(markdown_text(record, frame, report, args.top), end="")
+    elif args.latex:
+        print(latex_text(report, args.top), end="")
+    elif args.cells:
+        print(report.table.csv(), end="")
+    elif not written:
+        _screen(record, frame, report, args.top)
+    for line in written:
+        print(line)
     return 0
+
+
+def _analysed(args: argparse.Namespace, frame: pd.DataFrame, folder: Path) -> Report:
+    from lora_lab.analysis import configuration_means, report_of
+    from lora_lab.analysis.grouping import objective_of
+    from lora_lab.study import ped_anova
+
+    metric, direction = objective_of(frame, args.metric, None)
+    points, means, _ = configuration_means(frame, metric)
+    rows = args.rows.split(",") if args.rows else None
+    return report_of(
+        frame,
+        folder,
+        rows=rows,
+        columns=args.columns,
+        metric=args.metric,
+        baseline=_baseline(args.baseline),
+        spread=args.spread,
+        top=args.top,
+        ped=ped_anova(points, means.tolist(), direction),
+    )
+
+
+def _baseline(text: str | None) -> dict[str, str] | None:
+    """``r=8,alpha_over_r=1`` as a mapping; the values stay words, as tables show them."""
+    if text is None:
+        return None
+    words = [word.partition("=") for word in text.split(",")]
+    if not all(name and value for name, _, value in words):
+        raise SpecError(
+            f"--baseline: expected PATH=VALUE,PATH=VALUE, got {text!r}. E.g. --baseline r=8,alpha_over_r=1."
+        )
+    return {name.strip(): value.strip() for name, _, value in words}
+
+
+def _files(args: argparse.Namespace, record: SweepRecord, frame: pd.DataFrame, report: Report) -> list[str]:
+    """Write the page and the figures that were asked for; what was written, a line each."""
+    from lora_lab.analysis import draw, html_page
+    from lora_lab.cli.summary import headline, troubles
+    from lora_lab.files import folder_errors, write_text
+
+    written = []
+    if args.html is not None:
+        text = html_page(report, f"Sweep {record.name}", headline(record, frame), facts(frame, report), troubles(frame))
+        with folder_errors(args.html):
+            write_text(args.html, text)
+        written.append(f"{args.html} ({len(text.encode()) / 1e6:.1f} MB)")
+    if args.figures is not None:
+        written.append(f"{len(draw(report.figures, args.figures))} figures in {args.figures}")
+    return written
+
+
+def facts(frame: pd.DataFrame, report: Report) -> list[tuple[str, str]]:
+    """The large numbers at the head of the page."""
+    from lora_lab.analysis.tables import amount
+
+    found = []
+    if report.best is not None:
+        best = report.best
+        found.append(("Best configuration", best.configuration.name or "the base settings"))
+        around = f" ± {best.configuration.std:.2g}" if math.isfinite(best.configuration.std) else ""
+        found.append((best.metric, f"{best.configuration.mean:.4g}{around}"))
+        if best.configuration.base is not None:
+            found.append(("Base model", f"{best.configuration.base:.4g}"))
+    if report.consistency.icc is not None and math.isfinite(report.consistency.icc.value):
+        found.append(("ICC(1)", f"{report.consistency.icc.value:.2f}"))
+    found.append(("Training time of all runs", amount("seconds", float(frame["seconds"].sum()))))
+    return found
 
 
 def csv_text(frame: pd.DataFrame) -> str:
@@ -81,12 +154,11 @@ def csv_text(frame: pd.DataFrame) -> str:
     return flat.to_csv(index=False, lineterminator="\n")
 
 
-def report_tree(
-    record: SweepRecord, frame: pd.DataFrame, table: AblationTable, best: Best | None, steady: Consistency
-) -> dict[str, Any]:
-    """The report for ``--json``: sweep, counts, table cells, best configuration, consistency. No NaN: ``null``."""
+def report_tree(record: SweepRecord, frame: pd.DataFrame, report: Report) -> dict[str, Any]:
+    """The report for ``--json``: counts, cells, best, consistency, and every section's words. No NaN: ``null``."""
     from lora_lab.analysis.grouping import plain_value
 
+    steady, best = report.consistency, report.best
     rows = [{str(k): plain_value(v) for k, v in row.items()} for row in steady.table.to_dict("records")]
     return {
         "sweep": record.name,
@@ -94,9 +166,11 @@ def report_tree(
         "key": record.key,
         "planned_runs": record.planned_runs,
         "outcomes": {str(outcome): int(count) for outcome, count in frame["outcome"].value_counts().items()},
-        "table": table.to_tree(),
+        "table": report.table.to_tree(),
         "best": None if best is None else best_tree(record, best),
         "consistency": steady.to_tree() | {"configurations": rows},
+        "stability": [vars(s) for s in report.ranking.stability],
+        "sections": {section.key: list(section.sentences) for section in report.sections},
     }
 
 
@@ -119,27 +193,34 @@ def best_tree(record: SweepRecord, best: Best) -> dict[str, Any]:
     }
 
 
-def markdown_text(
-    record: SweepRecord, frame: pd.DataFrame, table: AblationTable, best: Best | None, steady: Consistency, top: int
-) -> str:
-    """The report as a Markdown page."""
+def markdown_text(record: SweepRecord, frame: pd.DataFrame, report: Report, top: int) -> str:
+    """The report as a Markdown page; a figure is shown by its table."""
     from lora_lab.cli.summary import best_lines, headline, troubles
 
     parts = [f"# {record.name}", headline(record, frame) + "."]
     if found := troubles(frame):
         parts.append("\n".join(f"- {line}" for line in found))
-    parts.append(table.markdown().rstrip("\n"))
-    if best is not None:
-        parts.append("  \n".join(best_lines(record, frame, best)))
-    parts += ["## Consistency", steady.sentence]
-    if best is not None:
-        parts.append(steady.grid(top).markdown().rstrip("\n"))
-    return "\n\n".join(parts) + "\n"
+    parts.append(report.table.markdown().rstrip("\n"))
+    if report.best is not None:
+        parts.append("  \n".join(best_lines(record, frame, report.best)))
+    for section in report.sections:
+        if section.key == "ablation" or (section.key == "consistency" and report.best is None):
+            continue
+        grids = (*section.grids, *(figure.table for figure in section.figures))
+        parts += [f"## {section.title}", *([" ".join(section.sentences)] if section.sentences else [])]
+        parts += [grid.markdown().rstrip("\n") for grid in grids]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _screen(
-    record: SweepRecord, frame: pd.DataFrame, table: AblationTable, best: Best | None, steady: Consistency, top: int
-) -> None:
+def latex_text(report: Report, top: int) -> str:
+    """Every table of the report for LaTeX; needs the packages booktabs and amssymb."""
+    grids = [report.table.grid, report.consistency.grid(top)]
+    grids += [grid for section in report.sections for grid in section.grids if grid not in grids]
+    grids += [figure.table for section in report.sections if section.key == "roles" for figure in section.figures]
+    return "% \\usepackage{booktabs,amssymb}\n" + "\n".join(grid.latex() for grid in grids)
+
+
+def _screen(record: SweepRecord, frame: pd.DataFrame, report: Report, top: int) -> None:
     from rich.console import Console
 
     from lora_lab.cli.summary import best_lines, headline, print_grid, say, troubles
@@ -149,10 +230,14 @@ def _screen(
     for line in troubles(frame):
         say(console, line, style="yellow")
     say(console, "")
-    print_grid(console, table.grid)
-    if best is not None:
-        for line in best_lines(record, frame, best):
+    print_grid(console, report.table.grid)
+    if report.best is not None:
+        for line in best_lines(record, frame, report.best):
             say(console, line)
         say(console, "")
-        print_grid(console, steady.grid(top))
-    say(console, steady.sentence)
+        print_grid(console, report.consistency.grid(top))
+    for section in report.sections:
+        if section.sentences and section.key not in ("ablation", "curves"):
+            say(console, section.title, style="bold")
+            say(console, " ".join(section.sentences))
+            say(console, "")

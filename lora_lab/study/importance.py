@@ -19,8 +19,8 @@ def ped_anova(
 
     PED-ANOVA (Watanabe, Bansal & Hutter 2023, arXiv:2304.10255), as ``optuna.importance`` computes it. Points map
     paths to plain values; a path counts where all points have it and it takes two values or more: more than
-    :data:`FEW` numbers are an axis (of logarithms where they span more than a factor of four), all else is a list. Empty where fewer than
-    two paths or ten points are left.
+    :data:`FEW` numbers are an axis (of logarithms where they span more than a factor of four), all else is a list.
+    Empty where fewer than two paths or ten points are left.
     """
     import optuna
     from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
@@ -30,7 +30,7 @@ def ped_anova(
     distributions: dict[str, BaseDistribution] = {}
     columns: dict[str, list[Any]] = {}
     for path in points[0] if points else ():
-        seen = [point.get(path) for point in points]
+        seen: list[Any] = [point.get(path) for point in points]
         if None in seen or len(set(map(repr, seen))) < 2:
             continue
         numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in seen)
@@ -65,6 +65,6 @@ def _silent_study(direction: str) -> Any:
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        return optuna.create_study(direction=direction)
+        return optuna.create_study(direction="maximize" if direction == "maximize" else "minimize")
     finally:
         optuna.logging.set_verbosity(before)

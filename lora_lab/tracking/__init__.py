@@ -11,11 +11,23 @@ from typing import TYPE_CHECKING
 from lora_lab.lazy import names
 
 if TYPE_CHECKING:
+    from lora_lab.tracking.reader import read_store
     from lora_lab.tracking.spool import Spool
     from lora_lab.tracking.store import check, redact, resolve_uri, ui_command
     from lora_lab.tracking.tracker import Lag, Tracker, Untracked, open_tracker
 
-__all__ = ["Lag", "Spool", "Tracker", "Untracked", "check", "open_tracker", "redact", "resolve_uri", "ui_command"]
+__all__ = [
+    "Lag",
+    "Spool",
+    "Tracker",
+    "Untracked",
+    "check",
+    "open_tracker",
+    "read_store",
+    "redact",
+    "resolve_uri",
+    "ui_command",
+]
 
 __getattr__ = names(
     __name__,
@@ -26,6 +38,7 @@ __getattr__ = names(
         "Untracked": "tracker",
         "check": "store",
         "open_tracker": "tracker",
+        "read_store": "reader",
         "redact": "store",
         "resolve_uri": "store",
         "ui_command": "store",

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from lora_lab.analysis.grouping import configurations, objective_of, plain_value, searched_paths
+from lora_lab.analysis.grouping import configurations, objective_of, plain_value
 from lora_lab.analysis.intervals import Floats
 from lora_lab.analysis.naming import path_name, value_name
 from lora_lab.spec import FloatRange, IntRange, Space
@@ -51,7 +51,7 @@ class Setting:
         """Numbers (their logarithm on a log axis), or places in the list of values."""
         if self.numeric:
             x = np.array([float(v) for v in values])
-            return np.log(x) if self.log else x
+            return np.asarray(np.log(x)) if self.log else x
         place = {value_name(v): i for i, v in enumerate(self.values)}
         return np.array([float(place[value_name(v)]) for v in values])
 
@@ -59,8 +59,8 @@ class Setting:
         """Encoded values at quantiles ``u`` in [0, 1) of the space."""
         points = self.encode(self.values)
         if self.continuous:
-            return points[0] + u * (points[-1] - points[0])
-        return points[np.minimum((u * len(points)).astype(int), len(points) - 1)]
+            return np.asarray(points[0] + u * (points[-1] - points[0]))
+        return np.asarray(points[np.minimum((u * len(points)).astype(int), len(points) - 1)])
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ def _settings(frame: pd.DataFrame, points: Sequence[Mapping[str, Any]]) -> list[
             log = domain.log
             if len(values) > 1:
                 values = [domain.low, *values[1:-1], domain.high]
-        continuous = isinstance(domain, FloatRange) and domain.step is None or (numeric and len(values) > 2 * GRID)
+        continuous = (isinstance(domain, FloatRange) and domain.step is None) or (numeric and len(values) > 2 * GRID)
         out.append(Setting(path, tuple(values), numeric, log, continuous))
     return out
 
@@ -222,7 +222,7 @@ def _interactions(
     """Second-order shares: the variance of the two-way partial dependence, less both one-way ones."""
     at = {s.path: i for i, s in enumerate(settings)}
     whole = float(np.var(predict(sample)))
-    out = []
+    out: list[Interaction] = []
     if whole == 0:
         return out
     for a, b in itertools.combinations(paths, 2):
@@ -244,8 +244,8 @@ def _sentences(table: pd.DataFrame, pairs: Sequence[Interaction], score: float, 
     paths = table["path"].tolist()
     first = table.iloc[0]
     said = [
-        f"{path_name(first['path'], paths)} matters most: {100 * first['alone']:.0f} % of the variance over the space alone, "
-        f"{100 * first['total']:.0f} % with its interactions."
+        f"{path_name(first['path'], paths)} matters most: {100 * first['alone']:.0f} % of the variance over the space "
+        f"alone, {100 * first['total']:.0f} % with its interactions."
     ]
     if pairs and pairs[0].share >= 0.05:
         a, b = (path_name(path, paths) for path in pairs[0].paths)

@@ -1,0 +1,341 @@
+"""The figures of a report, each made from what its section found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from lora_lab.analysis.curves import curve_table
+from lora_lab.analysis.figure import LIGHT, Axis, Figure, Series
+from lora_lab.analysis.forest import Curve, Importance
+from lora_lab.analysis.grouping import Configuration
+from lora_lab.analysis.masks import Effect, MaskEffects
+from lora_lab.analysis.naming import OUTCOME_WORDS, path_name, value_name
+from lora_lab.analysis.reliability import Consistency
+from lora_lab.analysis.rendering import Grid, digits_for
+from lora_lab.analysis.stability import Stability
+from lora_lab.analysis.tables import AblationTable, amount
+
+MOST_CURVES = 1000
+"""Runs whose learning curves are drawn."""
+MOST_POINTS = 40_000
+"""Points of all learning curves together; longer runs are thinned."""
+MOST_TICKS = 10
+"""Values of an axis that are all named on it."""
+MOST_FRONT = 1000
+"""Configurations behind the Pareto fronts."""
+SYMBOLS = ("circle", "diamond", "square", "x")
+
+
+def ablation_figure(table: AblationTable) -> Figure | None:
+    """The table's cells with their intervals, one line a column; ``None`` for a list of configurations."""
+    if len(table.row_paths) != 1 or len(table.rows) < 2:
+        return None
+    numbers = [row[0] for row in table.rows]
+    numeric = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in numbers)
+    log = numeric and min(numbers) > 0 and max(numbers) / min(numbers) > 4
+    names = tuple(value_name(v) for v in numbers)
+    series = []
+    for j, column in enumerate(table.columns):
+        shown = [(i, row[j]) for i, row in enumerate(table.cells) if row[j].n]
+        if not shown:
+            continue
+        halves = [cell.half if math.isfinite(cell.half) else 0.0 for _, cell in shown]
+        series.append(
+            Series(
+                f"{path_name(table.column_path)}={value_name(column)}" if table.column_path else "",
+                tuple(numbers[i] if numeric else names[i] for i, _ in shown),
+                tuple(cell.mean for _, cell in shown),
+                kind="line" if numeric else "points",
+                colour=j,
+                symbol=SYMBOLS[j % 4],  # type: ignore[arg-type]
+                dashed=j >= len(LIGHT),
+                error=tuple((c.mean - h, c.mean + h) for (_, c), h in zip(shown, halves, strict=True)),
+            )
+        )
+    if not series:
+        return None
+    path = table.row_paths[0]
+    axis = Axis(path_name(path), bool(log), None if numeric else names, _ticks(numbers) if numeric else ())
+    says = f"{table.metric} against {path_name(path)}; bars are 95 % intervals over seeds."
+    return Figure(
+        f"ablation_{path_name(path)}",
+        f"{table.metric} by {path_name(path)}",
+        says,
+        axis,
+        Axis(table.metric),
+        tuple(series),
+        table.grid,
+    )
+
+
+def consistency_figure(steady: Consistency, found: Sequence[Configuration], top: int) -> Figure | None:
+    """Every seed of the best configurations, their means and intervals."""
+    rows = steady.table.head(top).to_dict("records")
+    by_mean = {(c.mean, c.n): c for c in found}
+    shown = [(row, by_mean[(row["mean"], row["n"])]) for row in rows if (row["mean"], row["n"]) in by_mean]
+    if not shown:
+        return None
+    names = tuple(c.name or "the base settings" for _, c in shown)
+    seeds = [(value, name) for (_, c), name in zip(shown, names, strict=True) for value in c.values]
+    intervals = [
+        (row["low"] if math.isfinite(row["low"]) else c.mean, row["high"] if math.isfinite(row["high"]) else c.mean)
+        for row, c in shown
+    ]
+    series = (
+        Series(
+            "mean and 95 % CI",
+            tuple(c.mean for _, c in shown),
+            names,
+            error=tuple(intervals),
+            along="x",
+            symbol="diamond",
+        ),
+        Series("one seed", tuple(v for v, _ in seeds), tuple(n for _, n in seeds), colour=1, symbol="x"),
+    )
+    says = f"{steady.metric} of every seed of the best {len(names)} configurations, with mean and interval."
+    return Figure(
+        "consistency",
+        "Seeds of each configuration",
+        says,
+        Axis(steady.metric),
+        Axis("", categories=names),
+        series,
+        steady.grid(top),
+    )
+
+
+def stability_figure(stability: Sequence[Stability], digits: int) -> Figure | None:
+    """The chance that the winner is right, against the number of seeds."""
+    if not stability:
+        return None
+    grid = Grid(
+        ("Rank stability",),
+        ("seeds", "winner is right", "given up on average"),
+        tuple((str(s.seeds), f"{s.right:.2f}", f"{s.regret:.{digits}f}") for s in stability),
+    )
+    line = Series("", tuple(s.seeds for s in stability), tuple(s.right for s in stability), kind="line")
+    first, last = stability[0], stability[-1]
+    says = f"The winner is right with probability {first.right:.2f} at {first.seeds} seed, {last.right:.2f} at {last.seeds}"
+    return Figure(
+        "stability",
+        "Would more seeds name the same winner?",
+        says,
+        Axis("seeds a configuration", log=True, ticks=_ticks([s.seeds for s in stability])),
+        Axis("probability"),
+        (line,),
+        grid,
+    )
+
+
+def importance_figure(found: Importance) -> Figure:
+    """Shares of variance, alone and with interactions, and PED-ANOVA's where it is known."""
+    paths = found.table["path"].tolist()
+    names = tuple(path_name(path, paths) for path in paths)
+    columns = [("alone (fANOVA)", "alone"), ("with interactions", "total"), ("among the best tenth (PED-ANOVA)", "ped")]
+    columns = [(title, name) for title, name in columns if found.table[name].notna().any()]
+    series = tuple(
+        Series(title, tuple(found.table[name].fillna(0.0)), names, kind="bars", colour=i, along="x")
+        for i, (title, name) in enumerate(columns)
+    )
+    rows = tuple(
+        (name, *(f"{100 * row[column]:.1f} %" if math.isfinite(row[column]) else "–" for _, column in columns))
+        for name, row in zip(names, found.table.to_dict("records"), strict=True)
+    )
+    grid = Grid(("Share of the variance over the space",), ("setting", *(title for title, _ in columns)), rows)
+    says = f"{names[0]} explains most of {found.metric}."
+    return Figure(
+        "importance", "What matters", says, Axis("share of variance"), Axis("", categories=names), series, grid
+    )
+
+
+def dependence_figure(curve: Curve, metric: str, paths: Sequence[str]) -> Figure:
+    """The forest's mean prediction along one setting."""
+    name = path_name(curve.path, paths)
+    labels = tuple(value_name(v) for v in curve.values)
+    x: tuple[Any, ...] = tuple(float(v) for v in curve.values) if curve.numeric else labels
+    line = Series("", x, curve.means, kind="line" if curve.numeric else "points")
+    grid = Grid(
+        (f"{metric} along {name}",),
+        (name, metric),
+        tuple((a, f"{b:.4g}") for a, b in zip(labels, curve.means, strict=True)),
+    )
+    low, high = min(curve.means), max(curve.means)
+    says = f"All else averaged, {metric} runs from {low:.4g} to {high:.4g} along {name}."
+    axis = Axis(name, curve.log, None if curve.numeric else labels, _ticks(curve.values) if curve.numeric else ())
+    return Figure(
+        f"dependence_{name}", f"{metric} along {name}, all else averaged", says, axis, Axis(metric), (line,), grid
+    )
+
+
+def effects_grid(title: str, effects: Sequence[Effect], head: str) -> Grid:
+    """Effects with intervals and p as a table, largest first."""
+    ordered = sorted(effects, key=lambda e: -abs(e.value))
+    return Grid(
+        (title,),
+        ("", head, "95 % CI", "p"),
+        tuple(
+            (
+                e.name,
+                f"{e.value:+.3g}",
+                "–" if math.isnan(e.low) else f"{e.low:+.3g} to {e.high:+.3g}",
+                "–" if math.isnan(e.p) else f"{e.p:.2g}",
+            )
+            for e in ordered
+        ),
+    )
+
+
+def shapley_grid(found: MaskEffects) -> Grid:
+    """Every role's Shapley value, with what it costs."""
+    rows = []
+    for e in sorted(found.shapley, key=lambda e: -e.value):
+        interval = "–" if math.isnan(e.low) else f"{e.low:+.3g} to {e.high:+.3g}"
+        million, mb = found.per_million.get(e.name), found.per_mb.get(e.name)
+        costs = [found.parameters.get(e.name), found.megabytes.get(e.name)]
+        rows.append(
+            (
+                e.name,
+                f"{e.value:+.3g}",
+                interval,
+                "–" if costs[0] is None else f"{costs[0]:,.0f}",
+                "–" if million is None else f"{million.value:+.3g}",
+                "–" if costs[1] is None else f"{costs[1]:.1f}",
+                "–" if mb is None else f"{mb.value:+.3g}",
+            )
+        )
+    better = "fall" if found.direction == "minimize" else "rise"
+    return Grid(
+        (f"Shapley value of each role: its share of the {better} of {found.metric}",),
+        ("role", "share", "95 % CI", "parameters", "per million", "MB", "per MB"),
+        tuple(rows),
+        notes=found.notes,
+    )
+
+
+def shapley_figure(found: MaskEffects) -> Figure:
+    """Shapley values with their intervals."""
+    ordered = sorted(found.shapley, key=lambda e: -e.value)
+    names = tuple(e.name for e in ordered)
+    error = None if math.isnan(ordered[0].low) else tuple((e.low, e.high) for e in ordered)
+    bars = Series("", tuple(e.value for e in ordered), names, kind="bars", along="x", error=error)
+    says = f"{names[0]} helps most, {names[-1]} least."
+    axis = Axis(f"share of the change in {found.metric} (right is better)")
+    return Figure(
+        "shapley", "What each role is worth", says, axis, Axis("", categories=names), (bars,), shapley_grid(found)
+    )
+
+
+def pareto_figure(table: pd.DataFrame, metric: str, cost: str, direction: str) -> Figure:
+    """Every configuration by metric and cost; the front of these two is joined."""
+    from lora_lab.analysis.pareto import on_front
+
+    scale, unit = (1e-6, "MB") if cost.endswith("_bytes") else (1.0, "s") if cost == "seconds" else (1.0, "")
+    values = table[[metric, cost]].to_numpy(dtype=float)
+    sign = 1.0 if direction == "minimize" else -1.0
+    front = table[on_front(values * [sign, 1.0])].sort_values(cost)
+    rest = table.drop(front.index).head(MOST_FRONT)
+    kind = {"lane_bytes": "memory of the run alone", "peak_bytes": "peak memory", "seconds": "time"}.get(cost, cost)
+    series = []
+    for name, part, colour in (("other configurations", rest, None), ("front", front, 0)):
+        texts = tuple(
+            f"{n}<br>{metric} {m:.4g}<br>{amount(cost, c)}"
+            for n, m, c in zip(part["name"], part[metric], part[cost], strict=True)
+        )
+        x = tuple(round(float(v) * scale, 4) for v in part[cost])
+        y = tuple(round(float(v), 6) for v in part[metric])
+        series.append(Series(name, x, y, kind="points" if colour is None else "line", colour=colour, texts=texts))
+    digits = digits_for(
+        float(table[metric].std()) / 10 if len(table) > 1 else math.nan, float(table[metric].abs().max())
+    )
+    rows = tuple(
+        (n, f"{m:.{digits}f}", amount(cost, c))
+        for n, m, c in zip(front["name"], front[metric], front[cost], strict=True)
+    )
+    grid = Grid((f"Front of {metric} and {kind}",), ("configuration", metric, kind), rows)
+    says = f"{len(front)} of {len(table)} configurations are not beaten in both {metric} and {kind}."
+    return Figure(
+        f"pareto_{cost}",
+        f"{metric} against {kind}",
+        says,
+        Axis(f"{kind} ({unit})", log=_wide(table[cost])),
+        Axis(metric),
+        tuple(series),
+        grid,
+    )
+
+
+def _ticks(values: Sequence[Any]) -> tuple[float, ...]:
+    return tuple(float(v) for v in values) if len(values) <= MOST_TICKS else ()
+
+
+def _wide(values: pd.Series[float]) -> bool:
+    return bool(len(values) and values.min() > 0 and values.max() / values.min() > 20)
+
+
+def curves_figure(curves: pd.DataFrame, frame: pd.DataFrame, best: str | None) -> Figure | None:
+    """Held-out loss over steps: all runs behind, the best one before them, those that stopped early marked."""
+    evals = curves[(curves["kind"] == "eval") & curves["loss"].notna()]
+    table = curve_table(curves, frame)
+    if evals.empty:
+        return None
+    runs = list(dict.fromkeys(evals["run"]))[:MOST_CURVES]
+    every = max(1, math.ceil(len(evals) / MOST_POINTS))
+    x: list[Any] = []
+    y: list[Any] = []
+    texts: list[str] = []
+    groups = dict(tuple(evals.groupby("run", sort=False)))
+    for run in runs:
+        group = groups[run].iloc[::-every][::-1]
+        x += [*group["step"].tolist(), None]
+        y += [*(round(v, 5) for v in group["loss"]), None]
+        texts += [*[run] * len(group), ""]
+    series = [Series("all runs", tuple(x), tuple(y), colour=None, kind="line", symbol="line", texts=tuple(texts))]
+    if best is not None and best in groups:
+        group = groups[best]
+        series.append(
+            Series(f"best run {best}", tuple(group["step"]), tuple(round(v, 5) for v in group["loss"]), kind="line")
+        )
+        train = curves[(curves["run"] == best) & (curves["kind"] == "train")]
+        if len(train):
+            series.append(
+                Series(
+                    "its training loss",
+                    tuple(train["step"]),
+                    tuple(round(v, 5) for v in train["loss"]),
+                    kind="line",
+                    colour=2,
+                    dashed=True,
+                    symbol="line",
+                )
+            )
+    early = table[~table["outcome"].isin(["COMPLETED", "running"]) & table["run"].isin(runs)]
+    if len(early):
+        marks = tuple(f"{run} {OUTCOME_WORDS.get(o, o)}" for run, o in zip(early["run"], early["outcome"], strict=True))
+        series.append(
+            Series("stopped early", tuple(early["steps"]), tuple(early["last"]), colour=1, symbol="x", texts=marks)
+        )
+    shown = table.head(MOST_CURVES)
+    grid = Grid(
+        ("Held-out loss of every run",),
+        ("run", "outcome", "steps", "first", "best", "at step", "last"),
+        tuple(
+            (
+                r["run"],
+                OUTCOME_WORDS.get(r["outcome"], r["outcome"]),
+                str(r["steps"]),
+                f"{r['first']:.4f}",
+                f"{r['best']:.4f}",
+                str(r["best_step"]),
+                f"{r['last']:.4f}",
+            )
+            for r in shown.to_dict("records")
+        ),
+        labels=2,
+        notes=(f"the first {len(shown)} of {len(table)} runs",) if len(shown) < len(table) else (),
+    )
+    says = f"Held-out loss of {len(runs)} runs over steps; {len(early)} stopped early."
+    return Figure("curves", "Learning curves", says, Axis("optimizer step"), Axis("eval_loss"), tuple(series), grid)
