@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import stats
 
 from lora_lab.analysis.grouping import configurations, objective_of, searched_paths
-from lora_lab.analysis.intervals import LEVEL, Floats, Noise, noise_of
+from lora_lab.analysis.intervals import LEVEL, Floats, Noise, holm, noise_of
 from lora_lab.analysis.naming import path_name, point_name, value_name
 from lora_lab.analysis.reliability import spread
 from lora_lab.analysis.rendering import Grid, digits_for
@@ -147,8 +147,6 @@ def compare(a: pd.DataFrame, b: pd.DataFrame, metric: str | None = None) -> Comp
 
 
 def _moved(one: pd.DataFrame, x: Floats, y: Floats, paths: list[str], noise: Noise | None) -> list[Moved]:
-    from statsmodels.stats.multitest import multipletests
-
     groups: dict[tuple[Any, ...], list[int]] = {}
     for i, point in enumerate(zip(*[one[path] for path in paths], strict=True) if paths else [()] * len(one)):
         groups.setdefault(point, []).append(i)
@@ -159,9 +157,7 @@ def _moved(one: pd.DataFrame, x: Floats, y: Floats, paths: list[str], noise: Noi
         if noise is not None and noise.std > 0:
             p = 2 * float(stats.t.sf(abs(after - before) / (noise.std * math.sqrt(2 / n)), noise.df))
         out.append((tuple(zip(paths, point, strict=True)), n, before, after, p))
-    tested = [p for *_, p in out if not math.isnan(p)]
-    holm = iter(multipletests(tested, method="holm")[1] if tested else [])
-    return [Moved(*m, math.nan if math.isnan(m[-1]) else float(next(holm))) for m in out]
+    return [Moved(*m, p) for m, p in zip(out, holm([m[-1] for m in out]), strict=True)]
 
 
 def _shift(d: Floats) -> tuple[float, float, float, float]:

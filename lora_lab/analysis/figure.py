@@ -119,7 +119,8 @@ def _trace(series: Series) -> dict[str, Any]:
     }
     if series.texts:
         out["text"] = list(series.texts)
-        out["textposition"] = "none"
+        if series.kind == "bars":
+            out["textposition"] = "none"
     if series.kind == "bars":
         out |= {"type": "bar", "orientation": "h" if series.along == "x" else "v", "marker": {"color": colour}}
     else:

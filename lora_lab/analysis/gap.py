@@ -123,7 +123,7 @@ def slope(frame: pd.DataFrame, path: str, metric: str) -> Slope | None:
 
 def blocked_slope(x: Floats, y: Floats, blocks: list[str]) -> tuple[float, float, float, float, int] | None:
     """Slope, interval, p and degrees of freedom of ``y`` on ``x`` with one intercept a block (the within estimator)."""
-    codes = pd.factorize(pd.Series(blocks))[0]
+    codes = np.unique(blocks, return_inverse=True)[1]
     counts = np.bincount(codes)
     dx = x - (np.bincount(codes, x) / counts)[codes]
     dy = y - (np.bincount(codes, y) / counts)[codes]

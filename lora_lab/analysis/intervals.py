@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -140,8 +140,6 @@ def paired_differences(table: pd.DataFrame, baseline: int, level: float = LEVEL)
     Experiments, chapter 4.1); with missing runs it is each pair's own (``scipy.stats.ttest_rel``). p-values are
     corrected after Holm (1979). ``None`` too where fewer than two blocks are shared.
     """
-    from statsmodels.stats.multitest import multipletests
-
     values = table.to_numpy(dtype=float)
     noise = blocked_noise(values)
     found: list[Difference | None] = []
@@ -152,13 +150,20 @@ def paired_differences(table: pd.DataFrame, baseline: int, level: float = LEVEL)
             continue
         d = row[both] - values[baseline][both]
         found.append(_difference(d, noise, level))
-    ps = [d.p for d in found if d is not None and math.isfinite(d.p)]
-    corrected = iter(multipletests(ps, method="holm")[1] if ps else [])
-    return [
-        d if d is None or not math.isfinite(d.p) else Difference(d.mean, d.low, d.high, d.p, float(h), d.n, d.pooled)
-        for d in found
-        for h in [next(corrected) if d is not None and math.isfinite(d.p) else math.nan]
-    ]
+    corrected = holm([math.nan if d is None else d.p for d in found])
+    return [None if d is None else replace(d, holm=p) for d, p in zip(found, corrected, strict=True)]
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """p-values after Holm's step-down correction (1979); NaN stays NaN and does not count.
+
+    ``statsmodels.stats.multitest.multipletests`` gives the same, and collects all garbage of the process at each call.
+    """
+    p = np.asarray(ps, dtype=float)
+    order = np.argsort(np.where(np.isnan(p), np.inf, p), kind="stable")[: int((~np.isnan(p)).sum())]
+    out = np.full(len(p), math.nan)
+    out[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)), 1.0)
+    return out.tolist()
 
 
 def blocked_noise(values: Floats) -> Noise | None:

@@ -119,7 +119,7 @@ def stability_figure(stability: Sequence[Stability], digits: int) -> Figure | No
     )
     line = Series("", tuple(s.seeds for s in stability), tuple(s.right for s in stability), kind="line")
     first, last = stability[0], stability[-1]
-    says = f"The winner is right with probability {first.right:.2f} at {first.seeds} seed, {last.right:.2f} at {last.seeds}"
+    says = f"The winner is right with p {first.right:.2f} at {first.seeds} seed, {last.right:.2f} at {last.seeds}."
     return Figure(
         "stability",
         "Would more seeds name the same winner?",

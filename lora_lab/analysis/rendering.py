@@ -31,6 +31,10 @@ class Grid:
     footer: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
 
+    def fits(self, width: int) -> bool:
+        """True where every cell has its line on a terminal of ``width`` columns."""
+        return _width([self.head, *self.rows, *([self.footer] if self.footer else [])], padding=3) <= width
+
     def rich(self, width: int | None = None) -> Table:
         """For a terminal: the best in bold. Where ``width`` columns do not hold it, cells take two lines."""
         lines = [self.head, *self.rows, *([self.footer] if self.footer else [])]

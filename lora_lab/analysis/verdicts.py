@@ -260,7 +260,8 @@ def paired_power(effect: float, std: float, n: int, level: float = LEVEL) -> flo
 
     if effect <= 0:
         return math.nan
-    return float(TTestPower().power(effect / std, n, level)) if std > 0 else 1.0
+    power = float(TTestPower().power(effect / std, n, level)) if std > 0 else 1.0
+    return 1.0 if math.isnan(power) else power  # far from zero, scipy's noncentral t has no value
 
 
 def _normal_power(effect: float, half: float, level: float) -> float:

@@ -221,6 +221,8 @@ def latex_text(report: Report, top: int) -> str:
 
 
 def _screen(record: SweepRecord, frame: pd.DataFrame, report: Report, top: int) -> None:
+    from dataclasses import replace
+
     from rich.console import Console
 
     from lora_lab.cli.summary import best_lines, headline, print_grid, say, troubles
@@ -230,7 +232,10 @@ def _screen(record: SweepRecord, frame: pd.DataFrame, report: Report, top: int) 
     for line in troubles(frame):
         say(console, line, style="yellow")
     say(console, "")
-    print_grid(console, report.table.grid)
+    table = report.table
+    if console.is_terminal and not table.grid.fits(console.width):
+        table = replace(table, extras=())  # the scores stay whole; --html and a wider terminal have the rest
+    print_grid(console, table.grid)
     if report.best is not None:
         for line in best_lines(record, frame, report.best):
             say(console, line)

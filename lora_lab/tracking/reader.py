@@ -7,6 +7,7 @@ MLflow was told parameters as text with six significant digits, so a sampled lea
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import fields
@@ -15,6 +16,7 @@ from typing import Any
 
 from lora_lab.errors import StorageError, nearest
 from lora_lab.spec import ROLES, Choices, Domain, IntRange, Masks, RunResult, Space, show, thaw
+from lora_lab.tracking.record import SERIES
 from lora_lab.tracking.store import redact
 from lora_lab.tracking.uploader import connect
 
@@ -68,6 +70,7 @@ def _search(client: Any, experiments: list[str], condition: str) -> list[Any]:
 
 
 def _sweep_tree(client: Any, parent: Any) -> dict[str, Any]:
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     with tempfile.TemporaryDirectory() as folder:
         try:
             path = client.download_artifacts(parent.info.run_id, "sweep.json", folder)
@@ -97,11 +100,9 @@ def _result(data: Any, space: Space, info: Any) -> dict[str, Any]:
         "ended": info.end_time / 1000 if info.end_time else None,
     }
     for field in fields(RunResult):
-        value = metrics.get(f"final_{field.name}", metrics.get(field.name))
+        value = metrics.get(f"final_{field.name}" if field.name in SERIES else field.name)
         if field.name not in tree and value is not None:
             tree[field.name] = int(value) if field.name in WHOLE else value
-    if tags["outcome"] != "COMPLETED":
-        tree |= {name: None for name in ("eval_loss", "exact_match") if f"final_{name}" not in metrics}
     return tree
 
 

@@ -43,15 +43,18 @@ def out(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 
 def test_piped_report(fabricate: Fabricate, capsys: pytest.CaptureFixture[str]) -> None:
     fabricate(SPACE, loss)
-    text = out(capsys, "report", "demo")
+    text = out(capsys, "report", "demo", "--spread", "std")
     lines = text.splitlines()
     assert lines[0] == "Sweep demo: 18 of 18 runs settled (18 completed), in runs/demo"
-    assert "8                    1.1970 ± 0.0028    1.1920 ± 0.0028    1.1820 ± 0.0028 *" in lines
+    row = next(line for line in lines if line.startswith("8    "))
+    assert row.split("  ")[-1].strip() == "10.0 s" and "5.5 MB" in row and "460,800" in row
+    assert "1.1970 ± 0.0028    1.1920 ± 0.0028    1.1820 ± 0.0028 *" in row
     assert "base model                    2.5000             2.5000             2.5000" in lines
     assert "Best: r=8 alpha_over_r=2: eval_loss 1.182 (base model 2.500), exact_match 0.400 (base model 0.020)" in lines
     assert "Its adapter: runs/demo/runs/t0005-s0/adapter (seed 0, the best of 2)" in lines
     assert "eval_loss over seeds" in lines
-    assert lines[-1].startswith("Seeds differ by ±0.0028, configurations by ±0.0")
+    assert any(line.startswith("Seeds differ by ±0.0028, configurations by ±0.0") for line in lines)
+    assert lines[lines.index("Overfitting") + 1].startswith("At the end of training the held-out loss is ")
     assert "\x1b" not in text
 
 
@@ -77,10 +80,10 @@ def test_csv_is_a_row_a_run(fabricate: Fabricate, capsys: pytest.CaptureFixture[
 
 def test_markdown_is_a_page(fabricate: Fabricate, capsys: pytest.CaptureFixture[str]) -> None:
     fabricate(SPACE, loss, outcomes={(0, 1): Outcome.DIVERGED})
-    text = out(capsys, "report", "--markdown")
+    text = out(capsys, "report", "--markdown", "--spread", "std")
     assert text.startswith("# demo\n\nSweep demo: 18 of 18 runs settled (17 completed, 1 diverged), in runs/demo.\n")
     assert "- t0000-s1 diverged: the loss became NaN at step 41" in text
-    assert "| 8 | 1.1970 ± 0.0028 | 1.1920 ± 0.0028 | **1.1820 ± 0.0028** |" in text
+    assert "| 8 | 1.1970 ± 0.0028 | 1.1920 ± 0.0028 | **1.1820 ± 0.0028** | 460,800 | 5.5 MB | 10.0 s |" in text
     assert "## Consistency" in text and "| r | alpha_over_r | n | mean | std | CV | min | max |" in text
 
 
@@ -94,6 +97,7 @@ def test_json_is_strict_and_complete(fabricate: Fabricate, capsys: pytest.Captur
     assert tree["key"] == sweep.key and tree["planned_runs"] == 18
     assert tree["outcomes"] == {"COMPLETED": 15, "DIVERGED": 1}
     assert len(tree["table"]["cells"]) == 9
+    assert tree["stability"][0]["seeds"] == 1 and tree["sections"]["consistency"]
     assert tree["table"]["cells"][1] | {"point": None} == {
         "point": None,
         "mean": None,
@@ -168,7 +172,11 @@ def test_on_a_terminal_it_fits_and_the_best_is_bold(fabricate: Fabricate, width:
     env = os.environ | {"COLUMNS": str(width), "TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8"}
     env.pop("NO_COLOR", None)
     process = subprocess.Popen(
-        [sys.executable, "-m", "lora_lab.cli.main", "report"], stdout=slave, stderr=slave, env=env, close_fds=True
+        [sys.executable, "-m", "lora_lab.cli.main", "report", "--spread", "std"],
+        stdout=slave,
+        stderr=slave,
+        env=env,
+        close_fds=True,
     )
     os.close(slave)
     data = b""
