@@ -23,6 +23,8 @@ MOST_CURVES = 1000
 """Runs whose learning curves are drawn."""
 MOST_POINTS = 40_000
 """Points of all learning curves together; longer runs are thinned."""
+LONGEST_NAME = 36
+"""Characters of a configuration's name beside a plot."""
 MOST_TICKS = 10
 """Values of an axis that are all named on it."""
 MOST_FRONT = 1000
@@ -79,7 +81,7 @@ def consistency_figure(steady: Consistency, found: Sequence[Configuration], top:
     shown = [(row, by_mean[(row["mean"], row["n"])]) for row in rows if (row["mean"], row["n"]) in by_mean]
     if not shown:
         return None
-    names = tuple(c.name or "the base settings" for _, c in shown)
+    names = _short([c.name or "the base settings" for _, c in shown])
     seeds = [(value, name) for (_, c), name in zip(shown, names, strict=True) for value in c.values]
     intervals = [
         (row["low"] if math.isfinite(row["low"]) else c.mean, row["high"] if math.isfinite(row["high"]) else c.mean)
@@ -106,6 +108,13 @@ def consistency_figure(steady: Consistency, found: Sequence[Configuration], top:
         series,
         steady.grid(top),
     )
+
+
+def _short(names: Sequence[str]) -> tuple[str, ...]:
+    """Names that leave room for the plot: long ones are numbered and cut; the table has them whole."""
+    if max(map(len, names)) <= LONGEST_NAME:
+        return tuple(names)
+    return tuple(f"{i}. {name[: LONGEST_NAME - 6]}…" for i, name in enumerate(names, 1))
 
 
 def stability_figure(stability: Sequence[Stability], digits: int) -> Figure | None:

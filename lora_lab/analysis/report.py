@@ -28,6 +28,8 @@ from lora_lab.analysis.tables import BETTER, WORSE, AblationTable
 DEPENDENCE_CURVES = 4
 """Settings, the most important ones, whose partial dependence is drawn."""
 MOST_INTERACTIONS = 10
+LEAST_SHARE = 0.001
+"""Share of variance below which a pair is not listed."""
 
 
 @dataclass(frozen=True)
@@ -148,10 +150,11 @@ def _importance(found: Importance | None) -> Section | None:
         return None
     paths = found.table["path"].tolist()
     grids = []
-    if found.interactions:
+    if found.interactions and found.interactions[0].share >= LEAST_SHARE:
         rows = tuple(
             (" × ".join(path_name(path, paths) for path in pair.paths), f"{100 * pair.share:.1f} %")
             for pair in found.interactions[:MOST_INTERACTIONS]
+            if pair.share >= LEAST_SHARE
         )
         grids.append(Grid(("Pairs that act together, beyond each alone",), ("pair", "share of variance"), rows))
     curves = [plots.dependence_figure(curve, found.metric, paths) for curve in found.curves[:DEPENDENCE_CURVES]]

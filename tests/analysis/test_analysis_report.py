@@ -245,7 +245,8 @@ GRID = Grid(
 def test_latex_is_booktabs_with_everything_escaped() -> None:
     assert GRID.latex() == (
         "\\begin{table}\n\\centering\n\\caption{a\\_b \\& c, mean $\\pm$ std}\n\\begin{tabular}{lr}\n\\toprule\n"
-        "r $\\downarrow$ & 50 \\% \\\\\n\\midrule\nx|$<$y$>$ & \\textbf{1 $\\blacktriangle$} \\\\\nz & 2 \\\\\n\\midrule\n"
+        "r $\\downarrow$ & 50 \\% \\\\\n\\midrule\nx|$<$y$>$ & "
+        "\\textbf{1 $\\blacktriangle$} \\\\\nz & 2 \\\\\n\\midrule\n"
         "base & 3 \\\\\n\\bottomrule\n\\end{tabular}\n\n\\smallskip\\footnotesize n\n\\end{table}\n"
     )
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 from simulated_sweeps import frame_of
 from statsmodels.stats.power import TTestIndPower
 
-from lora_lab.analysis import kendall_w, rank_stability, ranking, seeds_needed
+from lora_lab.analysis import icc1, kendall_w, rank_stability, ranking, seeds_needed
 from lora_lab.analysis.intervals import Noise
 from lora_lab.analysis.stability import power_of, smallest_difference
 
@@ -59,9 +60,7 @@ def test_more_seeds_are_never_less_sure_and_direction_counts() -> None:
     values = np.linspace(0, 0.3, 6)[:, None] + rng.normal(0, 0.05, (6, 3))
     found = rank_stability(values.tolist())
     assert [s.seeds for s in found] == [1, 2, 3, 5, 8, 12, 20]
-    assert all(
-        a.right <= b.right + 0.02 and a.regret >= b.regret - 1e-3 for a, b in zip(found, found[1:], strict=False)
-    )
+    assert all(a.right <= b.right + 0.02 and a.regret >= b.regret - 1e-3 for a, b in itertools.pairwise(found))
     turned = rank_stability((-values).tolist(), "maximize")
     assert turned[0].right == pytest.approx(found[0].right, abs=0.03)
     assert rank_stability([[1.0], [2.0]]) == ()
@@ -93,3 +92,19 @@ def test_the_sentences_name_the_numbers() -> None:
     assert "3 seeds order 4 configurations with Kendall's W" in text
     assert "With 3 seeds the winner is right with probability" in text
     assert "seeing that with 80 % power takes" in text and found.needed is not None
+
+
+@pytest.mark.filterwarnings("ignore")  # pingouin imports seaborn and pandas_flavor, which warn of others
+def test_pingouin_agrees_on_w_and_icc() -> None:
+    import pingouin
+
+    values = np.random.default_rng(3).normal(size=(7, 1)) + np.random.default_rng(4).normal(size=(7, 4))
+    long = pd.DataFrame(values).rename_axis("item").reset_index().melt("item", var_name="seed", value_name="y")
+    long = long.astype({"y": float, "seed": int})
+    friedman = pingouin.friedman(long, dv="y", within="item", subject="seed")
+    ours = kendall_w(values)
+    assert ours is not None and ours.w == pytest.approx(float(friedman["W"].iloc[0]))
+    theirs = pingouin.intraclass_corr(long, targets="item", raters="seed", ratings="y").iloc[0]
+    icc = icc1(values.tolist())
+    assert icc is not None and icc.value == pytest.approx(float(theirs["ICC"]))
+    assert icc.p == pytest.approx(float(theirs["pval"] if "pval" in theirs else theirs["p_val"]), rel=1e-6)

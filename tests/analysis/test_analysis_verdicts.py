@@ -77,7 +77,7 @@ def test_the_best_value_must_beat_every_rival() -> None:
     assert best_at(frame, "method.r", 16, "r=16 is best").status is Status.CONTRADICTED
     close = frame_of(RANKS, lambda p: 1.0, seeds=3, noise=0.05)
     assert best_at(close, "method.r", 8, "r=8 is best", smallest=0.02).status is Status.INCONCLUSIVE
-    with pytest.raises(SpecError, match="method.r=3 cannot be compared. Values with runs: 2, 4, 8, 16"):
+    with pytest.raises(SpecError, match=r"method\.r=3 cannot be compared\. Values with runs: 2, 4, 8, 16"):
         best_at(frame, "method.r", 3, "r=3 is best")
 
 
