@@ -120,7 +120,7 @@ def spool(folder: Path, run: str, steps: int, torn: bool = False) -> None:
         )
     path = folder / "runs" / run / "metrics.jsonl"
     path.parent.mkdir(parents=True)
-    path.write_text("\n".join(lines) + "\n" + ('{"n": 9, "kind": "st' if torn else ""))
+    path.write_text("\n".join(lines) + "\n" + ('{"n": 9, "kind": "step", "st' if torn else ""))
 
 
 def test_curves_are_thinned_to_their_end_and_survive_a_torn_line(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from statsmodels.formula.api import ols
 from statsmodels.stats.multitest import multipletests
 
 from lora_lab.analysis.gap import blocked_slope
-from lora_lab.analysis.intervals import holm, noise_of, paired_differences, seed_intervals, uneven
+from lora_lab.analysis.intervals import holm, noise_of, paired_differences, residuals, seed_intervals, uneven
 
 SIMULATIONS = 1000
 
@@ -35,7 +35,7 @@ def test_the_bootstrap_interval_of_three_seeds_covers_95_percent() -> None:
 def test_it_covers_skewed_noise_too() -> None:
     rng = np.random.default_rng(1)
     truth = np.zeros(12)
-    share = covered(rng.exponential(0.05, (SIMULATIONS, 12, 3)) - 0.05, truth)
+    share = covered(rng.exponential(0.05, (400, 12, 3)) - 0.05, truth)
     assert 0.93 <= share <= 0.97
 
 
@@ -124,3 +124,10 @@ def test_holm_is_that_of_statsmodels() -> None:
         p = rng.uniform(size=n) ** 3
         assert holm(p.tolist()) == pytest.approx(multipletests(p, method="holm")[1].tolist())
     assert holm([0.01, math.nan, 0.04]) == pytest.approx([0.02, math.nan, 0.04], nan_ok=True)
+
+
+def test_residuals_scatter_as_runs_do() -> None:
+    values = np.random.default_rng(9).normal(0, 1, (50, 2)).tolist()
+    noise = noise_of(values)
+    assert noise is not None
+    assert np.sqrt(np.mean(residuals([*values, [1.0]]) ** 2)) == pytest.approx(noise.std)
