@@ -1,25 +1,58 @@
-"""The methods by name: one function each, one file each."""
+"""The methods by name: one function each to attach it and one to count its parameters, one file each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
+from lora_lab.methods.adalora import attach_adalora, count_adalora, loaded_adalora
 from lora_lab.methods.attachment import Attachment
-from lora_lab.methods.lora import attach_lora
+from lora_lab.methods.inits import Calibration
+from lora_lab.methods.lora import attach_lora, count_lora, loaded_lora
 from lora_lab.models import BaseModel
 from lora_lab.spec import MethodSpec
 
-_METHODS: Mapping[str, Callable[[BaseModel, MethodSpec, int], Attachment]] = {"lora": attach_lora}
+
+@dataclass(frozen=True)
+class Method:
+    """``attach(base, spec, seed, calibration)``, and ``count(base, spec)`` of its trainable parameters by formula."""
+
+    attach: Callable[[BaseModel, MethodSpec, int, Calibration | None], Attachment]
+    count: Callable[[BaseModel, MethodSpec], int]
 
 
-def attach(base: BaseModel, spec: MethodSpec, seed: int) -> Attachment:
+TABLE: Mapping[str, Method] = {
+    "lora": Method(attach_lora, count_lora),
+    "adalora": Method(attach_adalora, count_adalora),
+}
+Loaded = Callable[[BaseModel, Any, str], Attachment]
+"""An attachment (kept in this ``method.dtype``) from a base that PEFT's model of a saved adapter is wrapped around."""
+PEFT_TYPES: Mapping[str, Loaded] = {
+    "LORA": loaded_lora,
+    "ADALORA": loaded_adalora,
+}
+"""By the names that PEFT has for them."""
+
+
+def attach(base: BaseModel, spec: MethodSpec, seed: int, calibration: Calibration | None = None) -> Attachment:
     """Make the trainable parameters of ``spec`` for ``base``, as stock PEFT draws them after ``manual_seed(seed)``.
 
     The base is left exactly as it was (modules, hooks, weights, RNG state), so any number of attachments can
-    belong to one resident base, also while hooks of other attachments are installed on it.
+    belong to one resident base, also while hooks of other attachments are installed on it. ``calibration`` gives
+    training sequences to an initialisation that looks at data (``method.init=eva``).
 
     Raises:
-        MethodError: a role or layer that matches no module.
+        MethodError: a role or layer that matches no module, or a method that this base cannot carry.
         ModelError: a mask that splits a fused matrix.
     """
-    return _METHODS[spec.name](base, spec, seed)
+    return TABLE[spec.name].attach(base, spec, seed, calibration)
+
+
+def count(base: BaseModel, spec: MethodSpec) -> int:
+    """Trainable parameters that :func:`attach` would make, from shapes alone: ``base.model`` may be on the meta device.
+
+    Raises:
+        MethodError, ModelError: as :func:`attach`.
+    """
+    return 0 if spec.attaches_nothing else TABLE[spec.name].count(base, spec)
