@@ -114,11 +114,15 @@ def kept(tensor: Tensor, spec: MethodSpec) -> nn.Parameter:
     ``auto`` is float32, or float64 on a float64 base: what PEFT keeps, also of a 16-bit model
     (``autocast_adapter_dtype``).
     """
+    return nn.Parameter(tensor.detach().to(adapter_dtype(tensor.dtype, spec), copy=True))
+
+
+def adapter_dtype(dtype: torch.dtype, spec: MethodSpec) -> torch.dtype:
+    """In which dtype an adapter of something in ``dtype`` is kept."""
     if spec.dtype != "auto":
-        dtype = getattr(torch, spec.dtype)
-    else:
-        dtype = torch.float64 if tensor.dtype == torch.float64 else torch.float32
-    return nn.Parameter(tensor.detach().to(dtype, copy=True))
+        chosen: torch.dtype = getattr(torch, spec.dtype)
+        return chosen
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def is_quantised(module: Any) -> bool:

@@ -8,8 +8,13 @@ from typing import Any
 
 from lora_lab.methods.adalora import attach_adalora, count_adalora, loaded_adalora
 from lora_lab.methods.attachment import Attachment
+from lora_lab.methods.bitfit import attach_bitfit, count_bitfit
+from lora_lab.methods.bottleneck import attach_bottleneck, count_bottleneck
+from lora_lab.methods.ia3 import attach_ia3, count_ia3, loaded_ia3
 from lora_lab.methods.inits import Calibration
+from lora_lab.methods.last_layers import attach_last_layers, count_last_layers
 from lora_lab.methods.lora import attach_lora, count_lora, loaded_lora
+from lora_lab.methods.vera import attach_vera, count_vera, loaded_vera
 from lora_lab.models import BaseModel
 from lora_lab.spec import MethodSpec
 
@@ -25,12 +30,19 @@ class Method:
 TABLE: Mapping[str, Method] = {
     "lora": Method(attach_lora, count_lora),
     "adalora": Method(attach_adalora, count_adalora),
+    "vera": Method(attach_vera, count_vera),
+    "ia3": Method(attach_ia3, count_ia3),
+    "bottleneck": Method(attach_bottleneck, count_bottleneck),
+    "bitfit": Method(attach_bitfit, count_bitfit),
+    "last_layers": Method(attach_last_layers, count_last_layers),
 }
 Loaded = Callable[[BaseModel, Any, str], Attachment]
 """An attachment (kept in this ``method.dtype``) from a base that PEFT's model of a saved adapter is wrapped around."""
 PEFT_TYPES: Mapping[str, Loaded] = {
     "LORA": loaded_lora,
     "ADALORA": loaded_adalora,
+    "VERA": loaded_vera,
+    "IA3": loaded_ia3,
 }
 """By the names that PEFT has for them."""
 

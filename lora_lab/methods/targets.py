@@ -34,13 +34,34 @@ def target_modules(roles: Mapping[str, Sequence[str]], spec: MethodSpec, model: 
                 f"'model.roles={{{role}: [MODULE]}}'."
             )
     check_mask(roles, spec.mask, model)
-    layers = {layer for names in roles.values() for name in names if (layer := layer_of(name)) is not None}
+    chosen = dict.fromkeys(name for role in spec.mask for name in roles[role])
+    return in_layers(list(chosen), roles, spec, model) if chosen else ()
+
+
+def in_layers(
+    names: Sequence[str], roles: Mapping[str, Sequence[str]], spec: MethodSpec, model: str
+) -> tuple[str, ...]:
+    """Those of ``names`` that lie in ``spec.layers``, or in no layer.
+
+    Raises:
+        MethodError: a layer that the model does not have.
+    """
+    layers = layers_of(roles)
     missing = [layer for layer in spec.layers if layer not in layers]
-    if spec.mask and missing:
+    if missing:
         has = f"has layers {min(layers)} to {max(layers)}" if layers else "has no numbered layers"
         raise MethodError(f"method.layers: {missing} match no module; {model} {has}. Choose among those.")
-    chosen = dict.fromkeys(name for role in spec.mask for name in roles[role])
-    return tuple(name for name in chosen if not spec.layers or layer_of(name) in (None, *spec.layers))
+    return tuple(name for name in names if not spec.layers or layer_of(name) in (None, *spec.layers))
+
+
+def layers_of(roles: Mapping[str, Sequence[str]]) -> list[int]:
+    """The numbers of a model's decoder layers."""
+    return sorted({layer for names in roles.values() for name in names if (layer := layer_of(name)) is not None})
+
+
+def down_modules(roles: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """The last module of role ``mlp`` in each layer: the one that gives the feed-forward block's output."""
+    return tuple({layer_of(name): name for name in roles.get("mlp", ())}.values())
 
 
 def layer_of(name: str) -> int | None:

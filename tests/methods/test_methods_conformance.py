@@ -38,12 +38,22 @@ METHODS: dict[str, dict[str, Any]] = {
     "lora-loftq": {"roles": ROLES, "r": 3, "init": "loftq"},
     "lora-budget": {"roles": ROLES, "r": 8, "rank_shape": "decay", "r_last": 2, "rank_budget": 31, "alpha": 9.0},
     "adalora": {"roles": ROLES, "r": 2, "init_r": 4},
+    "vera": {"roles": ROLES, "r": 6},
+    "ia3": {"roles": (*ROLES, "head")},
+    "bottleneck-houlsby": {"r": 4, "placement": "houlsby", "activation": "gelu"},
+    "bottleneck-pfeiffer": {"r": 4, "placement": "pfeiffer"},
+    "bottleneck-parallel": {"r": 4, "placement": "parallel", "activation": "tanh"},
+    "bitfit": {"roles": ROLES},
+    "bitfit-new": {"roles": ROLES, "add_biases": True, "dtype": "bfloat16"},
+    "last_layers": {"roles": (*ROLES, "head"), "top_layers": 1},
 }
 NOT_THE_IDENTITY: set[str] = {"lora-loftq"}
 """Methods that do not start as the base model; LoftQ starts nearer to the model before quantisation."""
 REFUSED = {
     ("lora-loftq", "llama"): "model.quantization=nf4",
     ("lora-loftq", "gpt2"): "model.quantization=nf4",
+    ("bitfit", "llama"): "method.add_biases=true",
+    ("bitfit", "nf4"): "method.add_biases=true",
 }
 """What a method cannot do, and the remedy that its message must name."""
 IDS = torch.tensor([[5, 6, 7, 250, 31, 8], [9, 10, 11, 12, 0, 0]])
