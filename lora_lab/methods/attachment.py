@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -109,6 +109,7 @@ class Attachment:
     empty mask gives no parameters at all.
     """
 
+    weights_file: ClassVar[str] = ADAPTER_WEIGHTS
     spec: MethodSpec
     packable: bool = True
     factors: dict[str, LowRank] = field(default_factory=dict)
@@ -190,6 +191,14 @@ class Attachment:
                 tensors[f"{PREFIX}{module}.lora_B.weight"] = B.detach()
         return tensors
 
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take the values back that :meth:`exported` gave, where they are the state.
+
+        Raises:
+            CheckpointError: as :meth:`load_state_dict`.
+        """
+        self.load_state_dict(tensors)
+
     def save(self, folder: Path, *, base_name: str) -> bool:
         """Write the adapter: in PEFT's format where PEFT has the method, and then ``PeftModel.from_pretrained(base,
         folder)`` loads it; else as tensors and ``lora_lab_method.json``. :func:`lora_lab.methods.load` reads both.
@@ -210,7 +219,7 @@ class Attachment:
         from safetensors.torch import save
 
         tensors = {name: value.to("cpu").clone().contiguous() for name, value in self.exported().items()}
-        write_bytes(folder / ADAPTER_WEIGHTS, save(tensors, metadata={"format": "pt"}))
+        write_bytes(folder / self.weights_file, save(tensors, metadata={"format": "pt"}))
         if self.peft_config is not None:
             write_text(folder / ADAPTER_CONFIG, self._config_text(base_name))
         else:

@@ -95,12 +95,12 @@ def _own(folder: Path, base: BaseModel) -> Attachment:
     except (KeyError, SpecError) as error:
         raise CheckpointError(f"{folder / METHOD_CONFIG}: {error} Save the adapter again.") from error
     attachment = attach(base, spec, seed=0)
-    attachment.load_state_dict(_weights(folder))
+    attachment.restore(_weights(folder, attachment.weights_file))
     return attachment
 
 
-def _weights(folder: Path) -> dict[str, Tensor]:
-    path = folder / ADAPTER_WEIGHTS
+def _weights(folder: Path, file_name: str = ADAPTER_WEIGHTS) -> dict[str, Tensor]:
+    path = folder / file_name
     if not path.is_file():
         pickles = sorted(file.name for file in folder.glob("*.bin"))
         if pickles:
@@ -109,7 +109,7 @@ def _weights(folder: Path) -> dict[str, Tensor]:
                 "it, convert it: torch.load(…, weights_only=True), then safetensors.torch.save_file to "
                 f"{ADAPTER_WEIGHTS}."
             )
-        raise CheckpointError(f"{folder}: {ADAPTER_WEIGHTS} is missing. Copy the whole adapter.")
+        raise CheckpointError(f"{folder}: {file_name} is missing. Copy the whole adapter.")
     try:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict

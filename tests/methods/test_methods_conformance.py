@@ -46,14 +46,28 @@ METHODS: dict[str, dict[str, Any]] = {
     "bitfit": {"roles": ROLES},
     "bitfit-new": {"roles": ROLES, "add_biases": True, "dtype": "bfloat16"},
     "last_layers": {"roles": (*ROLES, "head"), "top_layers": 1},
+    "prompt_tuning": {"virtual_tokens": 3},
+    "prompt_tuning-text": {"virtual_tokens": 5, "prompt_init": "text", "prompt_text": "Say:"},
+    "p_tuning": {"virtual_tokens": 3, "encoder_size": 12},
+    "p_tuning-lstm": {"virtual_tokens": 3, "encoder": "lstm", "encoder_size": 8},
+    "prefix_tuning": {"virtual_tokens": 3, "encoder_size": 12},
+    "p_tuning_v2": {"virtual_tokens": 3},
+    "llama_adapter": {"virtual_tokens": 3, "top_layers": 1},
+    "full": {},
+    "full-wide": {"dtype": "float32"},
 }
-NOT_THE_IDENTITY: set[str] = {"lora-loftq"}
+NOT_THE_IDENTITY = {"lora-loftq", "prompt_tuning", "prompt_tuning-text", "p_tuning", "p_tuning-lstm"} | {
+    "prefix_tuning",
+    "p_tuning_v2",
+}
 """Methods that do not start as the base model; LoftQ starts nearer to the model before quantisation."""
 REFUSED = {
     ("lora-loftq", "llama"): "model.quantization=nf4",
     ("lora-loftq", "gpt2"): "model.quantization=nf4",
     ("bitfit", "llama"): "method.add_biases=true",
     ("bitfit", "nf4"): "method.add_biases=true",
+    ("full", "nf4"): "model.quantization=none",
+    ("full-wide", "nf4"): "model.quantization=none",
 }
 """What a method cannot do, and the remedy that its message must name."""
 IDS = torch.tensor([[5, 6, 7, 250, 31, 8], [9, 10, 11, 12, 0, 0]])
@@ -178,7 +192,7 @@ def test_sixteen_bits_stay_finite(kind: str, method: str, tiny_base: Base) -> No
     base = tiny_base(kind, "bfloat16")
     attachment = made(base, method)
     start = shown(base, attachment)
-    assert start.dtype == torch.bfloat16 and start.isfinite().all()
+    assert start.dtype == (torch.float32 if method == "full-wide" else torch.bfloat16) and start.isfinite().all()
     assert all(torch.isfinite(torch.tensor(train(base, attachment, steps=3))))
     assert shown(base, attachment).isfinite().all()
     assert all(p.isfinite().all() for p in attachment.parameters().values())
