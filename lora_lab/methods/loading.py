@@ -80,9 +80,9 @@ def _stock(folder: Path, base: BaseModel, taken: Loaded, dtype: str) -> Attachme
                 config.init_lora_weights = True  # values come from the file; other ones would look at the base
             wrapped = PeftModel.from_pretrained(base.model, str(folder), config=config, torch_device=str(base.device))
         except (RuntimeError, ValueError, TypeError, KeyError) as error:
-            said = str(error).strip().splitlines()
+            said = " ".join(line.strip() for line in str(error).strip().splitlines()[:2])
             raise CheckpointError(
-                f"{folder}: PEFT cannot load this adapter on {base.spec.name}: {said[0] if said else error!r} "
+                f"{folder}: PEFT cannot load this adapter on {base.spec.name}: {said or repr(error)} "
                 "Load it on the base model it was trained on."
             ) from error
         return taken(base, wrapped, dtype)

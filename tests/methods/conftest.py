@@ -58,32 +58,35 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def tiny_base() -> Callable[..., BaseModel]:
-    """``tiny_base("gpt2", dtype="bfloat16")``; ``nf4`` is the Llama-like one, quantised as transformers does it."""
+    """``tiny_base("gpt2", dtype="bfloat16")``; ``nf4`` and ``int8`` are the Llama-like one, quantised."""
 
     def make(kind: str = "llama", dtype: str = "float32") -> BaseModel:
-        config = CONFIGS["llama" if kind == "nf4" else kind]
+        config = CONFIGS["llama" if kind in ("nf4", "int8") else kind]
         base = load(ModelSpec(kind, source="random", dtype=dtype, config=pairs(config)))
-        if kind == "nf4":
-            quantise(base.model)
+        if kind in ("nf4", "int8"):
+            quantise(base.model, kind)
         return base
 
     return make
 
 
-def quantise(model: Any) -> None:
-    """Every linear module but the head as NF4."""
+def quantise(model: Any, kind: str) -> None:
+    """Every linear module but the head, with the marks that transformers leaves on such a model."""
     import bitsandbytes as bnb
 
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and module is not model.get_output_embeddings():
-            new = bnb.nn.Linear4bit(
-                module.in_features, module.out_features, bias=False, compute_dtype=module.weight.dtype, quant_type="nf4"
-            )
-            new.support_avx512bf16_for_cpu = False  # it would repack the weight in place, in evaluation
-            new.weight = bnb.nn.Params4bit(module.weight.data.clone(), requires_grad=False, quant_type="nf4")
+            shape, weight = (module.in_features, module.out_features), module.weight.data.clone()
+            if kind == "nf4":
+                new: Any = bnb.nn.Linear4bit(*shape, bias=False, compute_dtype=weight.dtype, quant_type="nf4")
+                new.support_avx512bf16_for_cpu = False  # it would repack the weight in place, in evaluation
+                new.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4")
+            else:
+                new = bnb.nn.Linear8bitLt(*shape, bias=False, has_fp16_weights=False)
+                new.weight = bnb.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, new.to("cpu").eval())
-    model.is_loaded_in_4bit = True
+    setattr(model, "is_loaded_in_4bit" if kind == "nf4" else "is_loaded_in_8bit", True)
 
 
 @pytest.fixture
