@@ -1,4 +1,4 @@
-"""PEFT methods behind one contract: :func:`attach` gives an :class:`Attachment`.
+"""PEFT methods behind one contract: :func:`attach` gives an :class:`Attachment`, :func:`load` reads a saved one.
 
 The only room that imports ``peft``. Importing this package loads nothing heavy.
 """
@@ -10,12 +10,24 @@ from typing import TYPE_CHECKING
 from lora_lab.lazy import names
 
 if TYPE_CHECKING:
-    from lora_lab.methods.attachment import Attachment, LowRank
-    from lora_lab.methods.table import attach
+    from lora_lab.methods.attachment import Attachment, LowRank, RowPath
+    from lora_lab.methods.loading import load
+    from lora_lab.methods.ranks import module_ranks
+    from lora_lab.methods.table import attach, count
     from lora_lab.methods.targets import target_modules
 
-__all__ = ["Attachment", "LowRank", "attach", "target_modules"]
+__all__ = ["Attachment", "LowRank", "RowPath", "attach", "count", "load", "module_ranks", "target_modules"]
 
 __getattr__ = names(
-    __name__, {"Attachment": "attachment", "LowRank": "attachment", "attach": "table", "target_modules": "targets"}
+    __name__,
+    {
+        "Attachment": "attachment",
+        "LowRank": "attachment",
+        "RowPath": "attachment",
+        "attach": "table",
+        "count": "table",
+        "load": "loading",
+        "module_ranks": "ranks",
+        "target_modules": "targets",
+    },
 )

@@ -1,11 +1,11 @@
-"""What a method makes: the trainable parameters of one lane, and how they are saved.
+"""What a method makes: the trainable parameters of one lane, where they act, and how they are saved.
 
-An :class:`Attachment` holds parameters only. It is not wired into the base model; whoever trains it adds, at
-the output ``y`` of each module named in :attr:`Attachment.factors`, with the module's input ``x``::
+An :class:`Attachment` is not wired into the base model; whoever trains it lets its parts act on the lane's own rows:
 
-    (y + dropout(x) @ A.T @ B.T * scaling).to(y.dtype)        x (…, in) cast to A's dtype first, y (…, out)
-
-which is what PEFT's own layer computes (arXiv:2106.09685, eq. 3).
+* :attr:`~Attachment.factors`: at the output ``y`` of each module, with its input ``x`` (see :class:`LowRank`);
+* :attr:`~Attachment.paths`: around a module (see :class:`RowPath`);
+* :attr:`~Attachment.prompt`: virtual tokens before every sequence;
+* :attr:`~Attachment.solo`: instead of all these, a forward of its own, for a method that cannot share one.
 """
 
 from __future__ import annotations
@@ -16,93 +16,152 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from lora_lab.errors import CheckpointError
 from lora_lab.files import read_json, write_bytes, write_text
-from lora_lab.spec import MethodSpec
+from lora_lab.spec import MethodSpec, to_tree
 
 ADAPTER_CONFIG = "adapter_config.json"
+METHOD_CONFIG = "lora_lab_method.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+"""What PEFT's files put before the name of a base model's module."""
 
 
 @dataclass(eq=False)
 class LowRank:
-    """One module's update ``scaling * B A``: ``A`` is ``(r, in)``, ``B`` is ``(out, r)``.
+    """One module's update: ``scaling B A``, with ``A (r, in)`` and ``B (out, r)`` (arXiv:2106.09685, eq. 3)::
+
+        (y + scaling * dropout(x) @ A.T @ B.T).to(y.dtype)        x (…, in) cast to A's dtype first, y (…, out)
 
     ``in`` and ``out`` are those of the linear map, also where the base stores its weight as ``(in, out)`` (Conv1D).
+    What is multiplied is :meth:`product`, not ``A`` and ``B`` themselves:
+
+    * ``initial``: factors ``A0, B0`` that are taken off, ``B A - B0 A0``. PEFT's PiSSA and OLoRA take them off the
+      base's weight instead; here they stand beside it, so that one frozen base serves lanes with and without.
+    * ``values``: AdaLoRA's singular values ``E (r, 1)``: ``B (E * A)``.
+
+    With a ``magnitude`` ``m (out,)`` it is DoRA (arXiv:2402.09353, eq. 5 and section 4.3): the weight
+    ``V = W + scaling B A`` is used as ``m / |V| * V`` with ``|V|`` its row norms, held constant in the backward.
     """
 
     A: nn.Parameter
     B: nn.Parameter
     scaling: float
+    magnitude: nn.Parameter | None = None
+    initial: tuple[Tensor, Tensor] | None = None
+    values: nn.Parameter | None = None
+
+    def product(self) -> tuple[Tensor, Tensor]:
+        """``A' (r', in)`` and ``B' (out, r')`` whose product is the update before scaling; differentiable."""
+        A: Tensor = self.A if self.values is None else self.A * self.values
+        if self.initial is None:
+            return A, self.B
+        return torch.cat([A, self.initial[0]]), torch.cat([self.B, -self.initial[1]], dim=1)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """By their local names in PEFT's files."""
+        if self.values is not None:
+            return {"lora_A": self.A, "lora_B": self.B, "lora_E": self.values}
+        named = {"lora_A.weight": self.A, "lora_B.weight": self.B}
+        return named if self.magnitude is None else named | {"lora_magnitude_vector": self.magnitude}
 
 
-class RowPath(Protocol):
-    """What a method does at one module beyond a low-rank update, computed on its lane's own rows alone.
+class RowPath:
+    """What one lane does around one frozen module, on its own rows alone; by default nothing.
 
-    The module is given ``before(x)``, its frozen output and the low-rank update, if any, are added up, and ``after``
-    makes of them what the module gives. Both are plain differentiable PyTorch.
+    Plain differentiable torch. ``x`` is ``(rows, in)``, ``y`` is ``(rows, out)``, both in the base's dtype, which what
+    is returned has, too. ``generator`` draws dropout; ``None`` (evaluation) means that nothing is dropped.
     """
 
-    def parameters(self) -> Mapping[str, nn.Parameter]:
-        """The trainable parameters by their names within the module."""
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The trainable parameters by local name."""
+        raise NotImplementedError
 
     def before(self, x: Tensor) -> Tensor:
-        """``(rows, in)`` to ``(rows, in)``: the input that the frozen module and the low-rank update see."""
+        """What the frozen module is given instead of ``x``."""
+        return x
 
-    def after(self, x: Tensor, y: Tensor) -> Tensor:
-        """``(rows, in)``, as it came, and ``(rows, out)`` to ``(rows, out)``."""
+    def after(self, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """What takes the place of the module's output ``y``; ``x`` is what it was called with."""
+        return y
+
+
+def dropped(x: Tensor, p: float, generator: torch.Generator | None) -> Tensor:
+    """``x`` with a share ``p`` of its entries zero and the others made larger; ``x`` itself without a generator."""
+    if generator is None or p == 0:
+        return x
+    return x * torch.empty_like(x).bernoulli_(1 - p, generator=generator).div_(1 - p)
 
 
 @dataclass(eq=False)
 class Attachment:
     """The trainable parameters of one lane.
 
-    ``factors`` maps full module names to factors, in the order of the model; ``packable`` says that several
-    such attachments can train in one pack. ``dropout`` is the probability on the input of ``A``. An empty mask
-    gives no factors. ``paths`` maps module names to what the method does there besides. ``prompt`` gives the
-    ``(n, d)`` virtual tokens that stand before each of the lane's sequences. An attachment that is not packable has
-    ``solo``, which runs the whole model: token ids and attention mask ``(n, t)``, padded on the right, to logits
-    ``(n, t, vocabulary)``.
+    ``factors`` and ``paths`` are by full module name, in the order of the model; ``own`` are parameters of no single
+    module, by name. ``dropout`` is the probability on the input of ``A``. ``packable`` says that several such
+    attachments can train in one pack; where it is False, ``solo`` gives the logits ``(n, t, V)`` of tokens ``(n, t)``
+    int64, padded on the right, and their attention mask ``(n, t)``. ``prompt`` gives ``(n, d)`` virtual tokens. An
+    empty mask gives no parameters at all.
     """
 
+    weights_file: ClassVar[str] = ADAPTER_WEIGHTS
     spec: MethodSpec
-    packable: bool
-    factors: dict[str, LowRank]
-    dropout: float
+    packable: bool = True
+    factors: dict[str, LowRank] = field(default_factory=dict)
+    dropout: float = 0.0
     paths: dict[str, RowPath] = field(default_factory=dict)
+    own: dict[str, nn.Parameter] = field(default_factory=dict)
     prompt: Callable[[], Tensor] | None = None
     solo: Callable[[Tensor, Tensor], Tensor] | None = None
     peft_config: Any = field(default=None, repr=False)
 
+    # -- training -------------------------------------------------------------------------------------
+
     def parameters(self) -> dict[str, nn.Parameter]:
-        """The parameters by their names in PEFT's files: ``base_model.model.<module>.lora_A.weight``."""
+        """The parameters by name: ``base_model.model.<module>.lora_A.weight``, as in PEFT's files."""
         named: dict[str, nn.Parameter] = {}
-        for module, factor in self.factors.items():
-            named[f"base_model.model.{module}.lora_A.weight"] = factor.A
-            named[f"base_model.model.{module}.lora_B.weight"] = factor.B
-        return named
+        for module, part in (self.factors | self.paths).items():
+            named |= {f"{PREFIX}{module}.{local}": parameter for local, parameter in part.parameters().items()}
+        return named | self.own
 
     @property
     def count(self) -> int:
         """Trainable parameters."""
         return sum(parameter.numel() for parameter in self.parameters().values())
 
+    def penalty(self) -> Tensor | None:
+        """What is added to the loss of an optimizer step, once, however many micro-batches it has; a scalar."""
+        return None
+
+    def after_step(self, step: int, total: int) -> None:
+        """To be called after each optimizer step (``step`` counts from 0) while the gradients are still there."""
+
+    # -- state ----------------------------------------------------------------------------------------
+
+    def buffers(self) -> dict[str, Tensor]:
+        """What does not train and yet belongs to the state, by name."""
+        named = {}
+        for module, factor in self.factors.items():
+            if factor.initial is not None:
+                named[f"{PREFIX}{module}.initial_A"], named[f"{PREFIX}{module}.initial_B"] = factor.initial
+        return named
+
     def state_dict(self) -> dict[str, Tensor]:
-        """The parameters' values, sharing their storage: clone what must survive the next step."""
-        return {name: parameter.detach() for name, parameter in self.parameters().items()}
+        """All values of parameters and buffers, sharing their storage: clone what must survive the next step."""
+        return {name: value.detach() for name, value in (self.parameters() | self.buffers()).items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Copy values into the parameters, in place.
+        """Copy values into the parameters and buffers, in place.
 
         Raises:
             CheckpointError: names or shapes differ; nothing is copied then.
         """
-        mine = self.parameters()
+        mine = self.state_dict()
         missing, strange = sorted(mine.keys() - state.keys()), sorted(state.keys() - mine.keys())
         if missing or strange:
             raise CheckpointError(
@@ -110,20 +169,41 @@ class Attachment:
                 f"{len(strange)} are not of this adapter ({_few(strange)}). Use the state saved by the same "
                 "method.roles and method.layers."
             )
-        for name, parameter in mine.items():
-            if parameter.shape != state[name].shape:
+        for name, value in mine.items():
+            if value.shape != state[name].shape:
                 raise CheckpointError(
                     f"{name}: the adapter state has shape {tuple(state[name].shape)}, here it is "
-                    f"{tuple(parameter.shape)}. Use the state saved with method.r={self.spec.r} on the same model."
+                    f"{tuple(value.shape)}. Use the state saved with method.r={self.spec.r} on the same model."
                 )
         with torch.no_grad():
-            for name, parameter in mine.items():
-                parameter.copy_(state[name])
+            for name, value in mine.items():
+                value.copy_(state[name])
+
+    # -- files ----------------------------------------------------------------------------------------
+
+    def exported(self) -> dict[str, Tensor]:
+        """The tensors of the saved adapter. Factors with ``initial`` ones become ordinary ones of twice the rank."""
+        tensors = {name: parameter.detach() for name, parameter in self.parameters().items()}
+        for module, factor in self.factors.items():
+            if factor.initial is not None:
+                A, B = factor.product()
+                tensors[f"{PREFIX}{module}.lora_A.weight"] = A.detach()
+                tensors[f"{PREFIX}{module}.lora_B.weight"] = B.detach()
+        return tensors
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take the values back that :meth:`exported` gave, where they are the state.
+
+        Raises:
+            CheckpointError: as :meth:`load_state_dict`.
+        """
+        self.load_state_dict(tensors)
 
     def save(self, folder: Path, *, base_name: str) -> bool:
-        """Write the adapter in PEFT's format; ``PeftModel.from_pretrained(base, folder)`` loads it.
+        """Write the adapter: in PEFT's format where PEFT has the method, and then ``PeftModel.from_pretrained(base,
+        folder)`` loads it; else as tensors and ``lora_lab_method.json``. :func:`lora_lab.methods.load` reads both.
 
-        ``adapter_model.safetensors`` is written first and ``adapter_config.json``, without which no loader
+        ``adapter_model.safetensors`` is written first and the config, without which no loader
         looks further, last; each moves into place whole. An empty mask has nothing to save: no file is written
         and the answer is False.
 
@@ -134,23 +214,29 @@ class Attachment:
         Raises:
             SweepFolderError: no space or no permission.
         """
-        if not self.factors:
+        if not self.parameters():
             return False
         from safetensors.torch import save
 
-        tensors = {name: value.to("cpu").contiguous() for name, value in self.state_dict().items()}
-        write_bytes(folder / ADAPTER_WEIGHTS, save(tensors, metadata={"format": "pt"}))
-        write_text(folder / ADAPTER_CONFIG, self._config_text(base_name))
+        tensors = {name: value.to("cpu").clone().contiguous() for name, value in self.exported().items()}
+        write_bytes(folder / self.weights_file, save(tensors, metadata={"format": "pt"}))
+        if self.peft_config is not None:
+            write_text(folder / ADAPTER_CONFIG, self._config_text(base_name))
+        else:
+            tree = {"format": 1, "base": base_name, "method": to_tree(self.spec)}
+            write_text(folder / METHOD_CONFIG, json.dumps(tree, indent=2, sort_keys=True) + "\n")
         return True
 
     def _config_text(self, base_name: str) -> str:
-        """The config as PEFT renders it, whatever its version adds; target modules sorted, to be the same each time."""
+        """The config as PEFT renders it, whatever its version adds; sets sorted, to be the same each time."""
         config = copy.copy(self.peft_config)
         config.base_model_name_or_path, config.inference_mode = base_name, True
         with tempfile.TemporaryDirectory() as folder:
             config.save_pretrained(folder)
             tree = read_json(Path(folder) / ADAPTER_CONFIG)
-        tree["target_modules"] = sorted(tree["target_modules"])
+        for name in ("target_modules", "feedforward_modules"):
+            if isinstance(tree.get(name), list):
+                tree[name] = sorted(tree[name])
         return json.dumps(tree, indent=2, sort_keys=True) + "\n"
 
 

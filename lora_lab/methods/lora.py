@@ -1,16 +1,13 @@
 """LoRA (arXiv:2106.09685), made by PEFT itself on the real model and then taken off it again.
 
-PEFT decides what an adapter is: which modules match, how its factors are drawn, in which dtype they are kept.
-So a lane starts from exactly the parameters that stock ``get_peft_model`` gives.
+Options: rsLoRA (arXiv:2312.03732), DoRA (arXiv:2402.09353), layer-wise ranks, and the initialisations of
+:mod:`lora_lab.methods.inits`. On a quantised base it is QLoRA (arXiv:2305.14314).
 """
 
 from __future__ import annotations
 
-import copy
-import threading
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,99 +15,135 @@ from torch import nn
 
 from lora_lab.errors import MethodError
 from lora_lab.methods.attachment import Attachment, LowRank
-from lora_lab.methods.targets import target_modules
+from lora_lab.methods.inits import DECOMPOSING, MUTATING, Calibration, check_ranks, eva_directions, start
+from lora_lab.methods.injection import (
+    ADAPTER,
+    any_conv1d,
+    injected,
+    is_quantised,
+    kept,
+    plain_weight,
+    shortest,
+    untouched,
+)
+from lora_lab.methods.ranks import module_ranks
+from lora_lab.methods.targets import linear_shape, modules_of, roles_of, target_modules
 from lora_lab.models import BaseModel
-from lora_lab.spec import MethodSpec
-
-_ADAPTER = "default"
-_one_at_a_time = threading.Lock()
+from lora_lab.spec import MethodSpec, pairs
 
 
-def attach_lora(base: BaseModel, spec: MethodSpec, seed: int) -> Attachment:
+def attach_lora(base: BaseModel, spec: MethodSpec, seed: int, calibration: Calibration | None = None) -> Attachment:
     """See :func:`lora_lab.methods.attach`."""
-    names = target_modules(base.roles, spec, base.spec.name)
-    if not names:
-        return Attachment(spec, packable=True, factors={}, dropout=spec.dropout)
-    modules = _originals(base.model, names)
-    config = _config(base.model, modules, spec)
-    with _one_at_a_time, _restored(base.model, modules), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # GPT-2 with a head: PEFT sets fan_in_fan_out module by module, and says so
-        torch.default_generator.manual_seed(seed)
-        made = _inject(base.model, copy.deepcopy(config))  # PEFT rewrites what it is given
-        factors = {name: _factors(layer, spec.scaling) for name, layer in made.items()}
-    if factors.keys() != modules.keys():
-        differing = sorted(factors.keys() ^ modules.keys())
-        raise MethodError(
-            f"method.roles: PEFT adapted other modules than {base.spec.name}'s roles name: {', '.join(differing[:5])}. "
-            "Name modules with model.roles that no other module's name ends with."
-        )
-    return Attachment(spec, True, factors, spec.dropout, peft_config=config)
+    from peft.tuners.lora import LoraModel
+
+    modules = modules_of(base.model, target_modules(base.roles, spec, base.spec.name))
+    if not modules:
+        return Attachment(spec)
+    ranks = module_ranks(spec, list(modules))
+    config = lora_config(base.model, modules, spec, ranks)
+    if spec.init.startswith(DECOMPOSING):
+        check_ranks(ranks, modules, spec)
+    quantised = any(is_quantised(module) for module in modules.values())
+    afterwards = spec.init.startswith(DECOMPOSING) or (spec.init == "orthogonal" and quantised)
+    if not afterwards:
+        config.init_lora_weights = spec.init if spec.init != "default" else True
+    with untouched(base.model, seed):
+        directions = eva_directions(ranks, base, spec, calibration) if spec.init == "eva" else {}
+        layers = injected(base.model, LoraModel, config, list(modules))
+        for name, A in directions.items():
+            layers[name].lora_A[ADAPTER].weight.data = A
+        if afterwards and not directions:
+            start(layers, modules, base, spec.init)
+        factors = {name: _factors(layer, spec) for name, layer in layers.items()}
+    config.init_lora_weights = True
+    if spec.dora:
+        for name, factor in factors.items():
+            factor.magnitude = _magnitude(modules[name], spec)
+    if spec.init.startswith(MUTATING):
+        for factor in factors.values():
+            factor.initial = (factor.A.detach().clone(), factor.B.detach().clone())
+        config = lora_config(base.model, modules, spec, {name: 2 * rank for name, rank in ranks.items()}, factors)
+    return Attachment(spec, factors=factors, dropout=spec.dropout, peft_config=config)
 
 
-def _config(model: nn.Module, modules: dict[str, nn.Module], spec: MethodSpec) -> Any:
+def count_lora(base: BaseModel, spec: MethodSpec) -> int:
+    """``r (in + out)`` a module, and ``out`` more with DoRA."""
+    modules = modules_of(base.model, target_modules(base.roles, spec, base.spec.name))
+    ranks = module_ranks(spec, list(modules))
+    shapes = {name: linear_shape(module) for name, module in modules.items()}
+    return sum(ranks[name] * (i + o) + (o if spec.dora else 0) for name, (i, o) in shapes.items())
+
+
+def lora_config(
+    model: nn.Module,
+    modules: Mapping[str, nn.Module],
+    spec: MethodSpec,
+    ranks: Mapping[str, int],
+    scaled: Mapping[str, LowRank] | None = None,
+) -> Any:
+    """PEFT's config of these modules and ranks: the commonest rank is ``r``, the others are patterns.
+
+    ``scaled`` factors keep their scalings at their new ranks.
+    """
     from peft import LoraConfig
-    from transformers.pytorch_utils import Conv1D
 
-    alpha = spec.effective_alpha
+    alphas = {name: spec.alpha_at(rank) for name, rank in ranks.items()}
+    if scaled is not None:
+        alphas = {name: factor.scaling * ranks[name] for name, factor in scaled.items()}
+    ((r, alpha), _), *_ = Counter((ranks[name], alphas[name]) for name in ranks).most_common(1)
     return LoraConfig(
         task_type="CAUSAL_LM",
-        r=spec.r,
-        lora_alpha=int(alpha) if alpha == int(alpha) else alpha,
+        r=r,
+        lora_alpha=_number(alpha),
         lora_dropout=spec.dropout,
-        use_rslora=spec.rslora,
-        init_lora_weights={"default": True, "gaussian": "gaussian"}[spec.init],
-        target_modules=_shortest(list(modules), [name for name, _ in model.named_modules()]),
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in modules.values()),
+        use_rslora=spec.rslora and scaled is None,
+        use_dora=spec.dora,
+        rank_pattern={name: rank for name, rank in ranks.items() if rank != r},
+        alpha_pattern={name: _number(value) for name, value in alphas.items() if value != alpha},
+        target_modules=shortest(list(modules), model),
+        fan_in_fan_out=any_conv1d(modules),
     )
 
 
-def _shortest(wanted: Sequence[str], names: Sequence[str]) -> list[str]:
-    """The familiar ``[q_proj, v_proj]`` where those ends of names match exactly ``wanted``, else full names."""
-    for parts in (1, 2):
-        ends = sorted({".".join(name.split(".")[-parts:]) for name in wanted})
-        matched = [name for name in names if any(name == end or name.endswith(f".{end}") for end in ends)]
-        if sorted(matched) == sorted(wanted):
-            return ends
-    return sorted(wanted)
+def _number(alpha: float) -> float:
+    return int(alpha) if alpha == int(alpha) else alpha
 
 
-def _inject(model: Any, config: Any) -> dict[str, Any]:
-    """Let PEFT wrap the modules; the wrapped ones by full name, in the order of the model."""
-    from peft.tuners.lora import LoraLayer, LoraModel
-
-    LoraModel(model, config, _ADAPTER)
-    return {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
+def _factors(layer: Any, spec: MethodSpec) -> LowRank:
+    A, B = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+    return LowRank(kept(A, spec), kept(B, spec), float(layer.scaling[ADAPTER]))
 
 
-def _factors(layer: Any, scaling: float) -> LowRank:
-    return LowRank(_owned(layer.lora_A[_ADAPTER].weight), _owned(layer.lora_B[_ADAPTER].weight), scaling)
+def _magnitude(module: nn.Module, spec: MethodSpec) -> nn.Parameter:
+    """The row norms of the weight, from which DoRA starts, rounded to its dtype as PEFT's are."""
+    return kept(torch.linalg.vector_norm(plain_weight(module), dim=1), spec)
 
 
-def _owned(weight: nn.Parameter) -> nn.Parameter:
-    """In float32 at least, as PEFT keeps the adapters of a 16-bit model (``autocast_adapter_dtype``)."""
-    wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    return nn.Parameter(weight.detach().to(wide))
+def loaded_lora(base: BaseModel, wrapped: Any, dtype: str) -> Attachment:
+    """The attachment of an adapter that PEFT has loaded around ``base.model``.
 
+    Raises:
+        MethodError: adapters on an embedding or a convolution.
+    """
+    from peft.tuners.lora import LoraLayer
 
-def _originals(model: Any, names: Sequence[str]) -> dict[str, nn.Module]:
-    present, wanted = dict(model.named_modules()), set(names)
-    missing = sorted(wanted - present.keys())
-    if missing:
-        raise MethodError(f"method.roles: no module is named {', '.join(missing[:5])}. Load the model again.")
-    return {name: module for name, module in present.items() if name in wanted}
-
-
-@contextmanager
-def _restored(model: Any, modules: dict[str, nn.Module]) -> Iterator[None]:
-    """Put the original modules back, in place and order, however the inside ends."""
-    frozen = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    try:
-        yield
-    finally:
-        for name, module in modules.items():
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, module)
-        if hasattr(model, "peft_config"):
-            del model.peft_config
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(frozen[name])
+    config = wrapped.peft_config[ADAPTER]
+    layers = {name: layer for name, layer in base.model.named_modules() if isinstance(layer, LoraLayer)}
+    strange = [name for name, layer in layers.items() if ADAPTER not in layer.lora_A]
+    if strange:
+        raise MethodError(f"The adapter is on {strange[0]}, which is no linear module. Use PEFT itself for it.")
+    spec = MethodSpec(
+        r=config.r,
+        alpha=float(config.lora_alpha),
+        roles=roles_of(base.roles, list(layers)),
+        dropout=config.lora_dropout,
+        dtype=dtype,
+        rslora=config.use_rslora,
+        dora=config.use_dora,
+        rank_pattern=pairs({name: layer.r[ADAPTER] for name, layer in layers.items() if layer.r[ADAPTER] != config.r}),
+    )
+    factors = {name: _factors(layer, spec) for name, layer in layers.items()}
+    if spec.dora:
+        for name, layer in layers.items():
+            factors[name].magnitude = kept(layer.lora_magnitude_vector[ADAPTER].weight, spec)
+    return Attachment(spec, factors=factors, dropout=spec.dropout, peft_config=config)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
+import reference_forward
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from lora_lab.methods import Attachment, LowRank
+from lora_lab.methods import Attachment
 from lora_lab.models import BaseModel, load
 from lora_lab.spec import ModelSpec, pairs
 
@@ -57,35 +58,41 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def tiny_base() -> Callable[..., BaseModel]:
-    """``tiny_base("gpt2", dtype="bfloat16")``."""
+    """``tiny_base("gpt2", dtype="bfloat16")``; ``nf4`` and ``int8`` are the Llama-like one, quantised."""
 
     def make(kind: str = "llama", dtype: str = "float32") -> BaseModel:
-        return load(ModelSpec(kind, source="random", dtype=dtype, config=pairs(CONFIGS[kind])))
+        config = CONFIGS["llama" if kind in ("nf4", "int8") else kind]
+        base = load(ModelSpec(kind, source="random", dtype=dtype, config=pairs(config)))
+        if kind in ("nf4", "int8"):
+            quantise(base.model, kind)
+        return base
 
     return make
+
+
+def quantise(model: Any, kind: str) -> None:
+    """Every linear module but the head, with the marks that transformers leaves on such a model."""
+    import bitsandbytes as bnb
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear) and module is not model.get_output_embeddings():
+            shape, weight = (module.in_features, module.out_features), module.weight.data.clone()
+            if kind == "nf4":
+                new: Any = bnb.nn.Linear4bit(*shape, bias=False, compute_dtype=weight.dtype, quant_type="nf4")
+                new.support_avx512bf16_for_cpu = False  # it would repack the weight in place, in evaluation
+                new.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4")
+            else:
+                new = bnb.nn.Linear8bitLt(*shape, bias=False, has_fp16_weights=False)
+                new.weight = bnb.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, new.to("cpu").eval())
+    setattr(model, "is_loaded_in_4bit" if kind == "nf4" else "is_loaded_in_8bit", True)
 
 
 @pytest.fixture
 def wired() -> Callable[[BaseModel, Attachment], AbstractContextManager[None]]:
     """``with wired(base, attachment): …`` installs the attachment's update on the base by forward hooks."""
-
-    def hook(factor: LowRank, scaling: float) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-        def add(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            x = inputs[0].to(factor.A.dtype)
-            return (output + x @ factor.A.T @ factor.B.T * scaling).to(output.dtype)
-
-        return add
-
-    @contextmanager
-    def install(base: BaseModel, attachment: Attachment) -> Iterator[None]:
-        with ExitStack() as stack:
-            for name, factor in attachment.factors.items():
-                module = base.model.get_submodule(name)
-                handle = module.register_forward_hook(hook(factor, factor.scaling))
-                stack.callback(handle.remove)
-            yield
-
-    return install
+    return reference_forward.wired
 
 
 @pytest.fixture
