@@ -347,4 +347,6 @@ def curves_figure(curves: pd.DataFrame, frame: pd.DataFrame, best: str | None) -
         notes=(f"the first {len(shown)} of {len(table)} runs",) if len(shown) < len(table) else (),
     )
     says = f"Held-out loss of {len(runs)} runs over steps; {len(early)} stopped early."
-    return Figure("curves", "Learning curves", says, Axis("optimizer step"), Axis("eval_loss"), tuple(series), grid)
+    return Figure(
+        "curves", "Learning curves", says, Axis("optimizer step"), Axis("loss (nats per token)"), tuple(series), grid
+    )

@@ -64,8 +64,8 @@ class Report:
 
     @property
     def findings(self) -> tuple[str, ...]:
-        """The first sentence of each section that found something; curves only show."""
-        return tuple(section.sentences[0] for section in self.sections if section.sentences and section.key != "curves")
+        """The first sentence of each section that has one."""
+        return tuple(section.sentences[0] for section in self.sections if section.sentences)
 
 
 def report_of(
@@ -213,4 +213,4 @@ def _curves(frame: pd.DataFrame, folder: Path | str | None, best: str | None) ->
     if best is not None and best not in runs:
         runs = [*runs[:-1], best]
     figure = plots.curves_figure(learning_curves(folder, runs), frame, best)
-    return None if figure is None else Section("curves", "Learning curves", (figure.says,), (), (figure,))
+    return None if figure is None else Section("curves", "Learning curves", (), (), (figure,))

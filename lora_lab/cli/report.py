@@ -242,7 +242,7 @@ def _screen(record: SweepRecord, frame: pd.DataFrame, report: Report, top: int) 
         say(console, "")
         print_grid(console, report.consistency.grid(top))
     for section in report.sections:
-        if section.sentences and section.key not in ("ablation", "curves"):
+        if section.sentences and section.key != "ablation":
             say(console, section.title, style="bold")
             say(console, " ".join(section.sentences))
             say(console, "")
