@@ -11,8 +11,7 @@ import torch
 
 from lora_lab.data import Split
 from lora_lab.methods import Attachment
-from lora_lab.packing.forward import Part, token_losses
-from lora_lab.packing.passes import passes
+from lora_lab.packing.forward import Part, in_passes, token_losses
 from lora_lab.packing.paths import Mount
 from lora_lab.spec import EvalMetrics
 
@@ -45,8 +44,7 @@ def evaluate(mount: Mount, candidates: Sequence[Candidate]) -> list[EvalMetrics]
             chunk = orders[i][position[i] : position[i] + candidates[i].batch_size]
             position[i] += len(chunk)
             parts.append(Part(candidates[i].attachment, [candidates[i].split.tokens(j) for j in chunk]))
-        rows = [sum(len(ids) for ids, _ in part.sequences) for part in parts]
-        for together in passes(rows, mount.kernels):
+        for together in in_passes(parts, mount.kernels):
             found = token_losses(mount, [parts[place] for place in together])
             for i, result in zip([active[place] for place in together], found, strict=True):
                 losses[i] += float(result.losses.double().sum())

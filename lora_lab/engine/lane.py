@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,13 +51,13 @@ class Lane:
     def __init__(self, job: LaneJob, base: BaseModel) -> None:
         spec = job.spec
         self.job, self.spec, self.run = job, spec, job.run
-        self.attachment: Attachment = attach(base, spec.method, spec.seed)
+        self.order = BatchOrder.of(job.data.train, spec.data, spec.budget.batch_size, spec.seed)
+        self.attachment: Attachment = attach(base, spec.method, spec.seed, self._sequences)
         named = self.attachment.parameters()
         self.parameters = list(named.values())
         self.optimizer = optimizers.build(spec.optimizer, named) if named else None
         self.curvature: dict[torch.nn.Parameter, Tensor] | None = None
         self.generator = torch.Generator(device=base.device).manual_seed(spec.seed)
-        self.order = BatchOrder.of(job.data.train, spec.data, spec.budget.batch_size, spec.seed)
         self.total = spec.budget.total_steps(self.order.rows) if self.parameters else 0
         self.step = 0
         self.tokens = 0
@@ -70,6 +71,12 @@ class Lane:
         self.saved_at = time.monotonic()
         self.first_step = 0
         self._resume()
+
+    def _sequences(self, count: int) -> list[np.ndarray]:
+        """Token ids of the first ``count`` training sequences in the run's order, for inits that look at data."""
+        steps = range(math.ceil(count / self.spec.budget.batch_size))
+        rows = [int(i) for step in steps for i in self.order.batch(step)]
+        return [self.job.data.train.tokens(i)[0] for i in rows[:count]]
 
     # -- one optimizer step ---------------------------------------------------------------------------
 
@@ -108,6 +115,7 @@ class Lane:
         if self.curvature is not None and isinstance(self.optimizer, Sophia):
             self.optimizer.observe(self.curvature)
         self.optimizer.step()
+        self.attachment.after_step(self.step, self.total)
         return value, lr, True
 
     def clear_gradients(self) -> None:

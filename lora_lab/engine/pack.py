@@ -22,9 +22,8 @@ from lora_lab.engine.evaluate import Candidate, evaluate
 from lora_lab.engine.lane import Lane, LaneJob
 from lora_lab.errors import LoraLabError, OutOfMemory
 from lora_lab.models import BaseModel
-from lora_lab.packing.forward import token_losses
+from lora_lab.packing.forward import in_passes, token_losses
 from lora_lab.packing.inputs import count_targets
-from lora_lab.packing.passes import passes
 from lora_lab.packing.paths import Mount
 from lora_lab.spec import Controller, Outcome, Recorder, StepMetrics, Verdict
 
@@ -161,13 +160,14 @@ class Pack:
         sums = [0.0] * len(self.lanes)
         for turn in range(max(len(batch) for batch in batches)):
             due = [i for i, batch in enumerate(batches) if turn < len(batch)]
-            rows = [sum(len(ids) for ids, _ in batches[i][turn]) for i in due]
-            for together in passes(rows, self.mount.kernels):
+            parts = [self.lanes[i].part(batches[i][turn], turn) for i in due]
+            for together in in_passes(parts, self.mount.kernels):
                 active = [due[place] for place in together]
-                parts = [self.lanes[i].part(batches[i][turn], turn) for i in active]
-                losses = [result.losses.sum() for result in token_losses(self.mount, parts)]
+                results = token_losses(self.mount, [parts[place] for place in together])
+                losses = [result.losses.sum() for result in results]
                 memory = resident_bytes(self.base.device)
-                torch.autograd.backward([loss / max(1, targets[i]) for i, loss in zip(active, losses, strict=True)])
+                scaled = [loss / max(1, targets[i]) for i, loss in zip(active, losses, strict=True)]
+                torch.autograd.backward(scaled + (self._penalties(active) if turn == 0 else []))
                 memory = max(memory, resident_bytes(self.base.device))
                 for i, loss in zip(active, losses, strict=True):
                     lane = self.lanes[i]
@@ -176,6 +176,10 @@ class Pack:
                     lane.flops += self.flops.training(batches[i][turn], lane.attachment)
         means = [s / max(1, n) for s, n in zip(sums, targets, strict=True)]
         return means, targets, tokens, time.monotonic() - started
+
+    def _penalties(self, active: list[int]) -> list[torch.Tensor]:
+        found = [self.lanes[i].attachment.penalty() for i in active]
+        return [penalty for penalty in found if penalty is not None]
 
     def _update(self, losses: list[float], targets: list[int], tokens: list[int], seconds: float) -> list[LaneEnd]:
         started = time.monotonic()

@@ -63,6 +63,11 @@ class LowRank:
             return A, self.B
         return torch.cat([A, self.initial[0]]), torch.cat([self.B, -self.initial[1]], dim=1)
 
+    @property
+    def rank(self) -> int:
+        """The inner size of :meth:`product`."""
+        return len(self.A) if self.initial is None else len(self.A) + len(self.initial[0])
+
     def parameters(self) -> dict[str, nn.Parameter]:
         """By their local names in PEFT's files."""
         if self.values is not None:

@@ -19,6 +19,7 @@ from lora_lab.packing.attention import packed
 from lora_lab.packing.cross_entropy import cross_entropy
 from lora_lab.packing.inputs import Inputs, Sequences
 from lora_lab.packing.layout import Layout
+from lora_lab.packing.passes import passes
 from lora_lab.packing.paths import Mount, Paths
 from lora_lab.packing.phases import phase
 from lora_lab.packing.stacks import Share
@@ -61,6 +62,13 @@ class LaneLosses:
 
     losses: Tensor
     hits: Tensor
+
+
+def in_passes(parts: Sequence[Part], kernels: str) -> list[list[int]]:
+    """Which of ``parts`` go through the base together, pass by pass (:func:`~lora_lab.packing.passes.passes`)."""
+    rows = [sum(len(ids) for ids, _ in part.sequences) for part in parts]
+    alone = {i for i, part in enumerate(parts) if part.attachment is not None and part.attachment.solo is not None}
+    return passes(rows, kernels, alone)
 
 
 def token_losses(mount: Mount, parts: Sequence[Part]) -> list[LaneLosses]:

@@ -33,7 +33,7 @@ class Frozen:
                 self._merged = torch.cat([frozen_weight(module) for module in modules])
             for module, (a, b) in zip(modules, self.columns, strict=True):
                 module.weight.data = self._merged[a:b]
-        self._bias = self._merged_bias()
+        self.bias = self._merged_bias()
 
     def _merged_bias(self) -> Tensor | None:
         biases = [getattr(module, "bias", None) for module in self.modules]
@@ -57,7 +57,7 @@ class Frozen:
 
     def product(self, x: Tensor) -> Tensor:
         """``(rows, out)`` of ``x (rows, in)``."""
-        return nn.functional.linear(x, self.weight, self._bias)
+        return nn.functional.linear(x, self.weight, self.bias)
 
     def back(self, dy: Tensor) -> Tensor:
         """The gradient of ``x``."""

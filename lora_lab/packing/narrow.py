@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lora_lab.methods import LowRank
 from lora_lab.packing import native
 from lora_lab.packing.dropout import limit_of
 from lora_lab.packing.phases import phase
@@ -31,10 +30,12 @@ _LANE = np.dtype(
 class Stretch:
     """One lane's rows ``start … start + rows`` at one module, whose outputs begin at ``column``.
 
-    ``p`` and ``seed`` are of its dropout.
+    ``A (r, in)`` and ``B (out, r)`` make the update ``scaling B A``; ``p`` and ``seed`` are of its dropout.
     """
 
-    factor: LowRank
+    A: Tensor
+    B: Tensor
+    scaling: float
     start: int
     rows: int
     column: int
@@ -46,10 +47,10 @@ class Narrow:
     """The paths of ``stretches`` on one product. Modules of one lane stand one after another."""
 
     def __init__(self, stretches: Sequence[Stretch]) -> None:
-        self.factors = [f for s in stretches for f in (s.factor.A, s.factor.B)]
+        self.factors = [f.contiguous() for s in stretches for f in (s.A, s.B)]
         self._sizes = [f.numel() for f in self.factors]
-        shapes = [(s.start, s.rows, f.A.shape[0], s.column, f.B.shape[0]) for s in stretches for f in (s.factor,)]
-        noises = [(s.seed, limit_of(s.p), 1.0 / (1.0 - s.p) if s.p else 0.0, s.factor.scaling) for s in stretches]
+        shapes = [(s.start, s.rows, s.A.shape[0], s.column, s.B.shape[0]) for s in stretches]
+        noises = [(s.seed, limit_of(s.p), 1.0 / (1.0 - s.p) if s.p else 0.0, s.scaling) for s in stretches]
         self._lanes = np.zeros(len(stretches), dtype=_LANE)
         for fields, values in ((_SHAPE, shapes), (_NOISE, noises)):
             for field, column in zip(fields, zip(*values, strict=True), strict=True):

@@ -8,19 +8,24 @@ activations are held one pass at a time. What a lane computes does not depend on
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 PASS_ROWS = 2048
 """Rows that a pass on a CPU is filled to; measured with hidden sizes of 576 and up (benchmarks/packed_step.py)."""
 
 
-def passes(rows: Sequence[int], kernels: str) -> list[list[int]]:
-    """Indices of lanes with so many ``rows`` each, pass by pass, in order. ``kernels`` as in ``Layout``.
+def passes(rows: Sequence[int], kernels: str, alone: Collection[int] = ()) -> list[list[int]]:
+    """Indices of lanes with so many ``rows`` each, pass by pass. ``kernels`` as in ``Layout``.
 
-    On CUDA all lanes go together.
+    Lanes ``alone`` have a forward of their own. On CUDA all others go together.
     """
-    if kernels != "cpu":
-        return [list(range(len(rows)))]
+    together = [lane for lane in range(len(rows)) if lane not in alone]
+    found = _filled([rows[lane] for lane in together]) if kernels == "cpu" else [list(range(len(together)))]
+    return [[together[place] for place in lanes] for lanes in found if lanes] + [[lane] for lane in sorted(alone)]
+
+
+def _filled(rows: Sequence[int]) -> list[list[int]]:
+    """In order, each of about as many rows."""
     count = max(1, math.ceil(sum(rows) / PASS_ROWS))
     out: list[list[int]] = [[]]
     held, left = 0, sum(rows)

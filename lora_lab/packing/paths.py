@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from lora_lab.methods import Attachment
 from lora_lab.models import BaseModel
+from lora_lab.packing.dora import directed
 from lora_lab.packing.frozen import Frozen
 from lora_lab.packing.linear import linear
 from lora_lab.packing.stacks import Blocks, Share
@@ -91,12 +92,16 @@ class Paths:
         return self._frozen[key]
 
     def _on_path(self, names: Sequence[str]) -> bool:
+        """Whether some lane goes another way at one of ``names`` than a low-rank update beside the frozen product."""
         return any(
-            name in share.attachment.paths for share in self._shares if share.attachment is not None for name in names
+            name in attachment.paths or (name in attachment.factors and attachment.factors[name].magnitude is not None)
+            for share in self._shares
+            if (attachment := share.attachment) is not None
+            for name in names
         )
 
     def _along(self, name: str, x: Tensor) -> Tensor:
-        """Module ``name`` where some lane has a :class:`~lora_lab.methods.RowPath`: its rows go their own way."""
+        """Module ``name`` where some lane has DoRA or a ``RowPath``: its rows go their own way."""
         assert self._blocks is not None
         given = x
         for share in self._shares:
@@ -112,11 +117,16 @@ class Paths:
         else:
             y = self.own(name, given)
         for share in self._shares:
-            path = share.attachment.paths.get(name) if share.attachment is not None else None
+            if share.attachment is None or share.rows == 0:
+                continue
+            rows = changed = y[share.start : share.stop]
+            factor, path = share.attachment.factors.get(name), share.attachment.paths.get(name)
+            if factor is not None and factor.magnitude is not None:
+                changed = directed(rows, factor, self._product((name,)))
             if path is not None:
-                rows = y[share.start : share.stop]
-                if (changed := path.after(x[share.start : share.stop], rows)) is not rows:
-                    y = _Replace.apply(y, changed.to(y.dtype), share.start)
+                changed = path.after(x[share.start : share.stop], changed, share.generator(name, x.device))
+            if changed is not rows:
+                y = _Replace.apply(y, changed.to(y.dtype), share.start)
         return y
 
 

@@ -48,6 +48,12 @@ class Share:
         """How many rows they are."""
         return self.stop - self.start
 
+    def generator(self, name: str, device: torch.device) -> torch.Generator | None:
+        """What a path at module ``name`` draws its noise from in this forward."""
+        if self.noise is None:
+            return None
+        return torch.Generator(device).manual_seed(seed_of(self.noise, name))
+
     def carries(self, name: str) -> bool:
         """Whether the lane has a path at module ``name``."""
         return self.attachment is not None and (name in self.attachment.factors or name in self.attachment.paths)
@@ -113,6 +119,20 @@ class BlockRows:
 
 
 @dataclass(frozen=True, eq=False)
+class Product:
+    """A lane's update ``scaling B A`` of one module: ``A (r, in)``, ``B (out, r)``."""
+
+    A: Tensor
+    B: Tensor
+    scaling: float
+
+    @staticmethod
+    def of(factor: LowRank) -> Product:
+        """What ``factor`` multiplies."""
+        return Product(*factor.product(), factor.scaling)
+
+
+@dataclass(frozen=True, eq=False)
 class Block:
     """Lanes in one batched product at ``modules`` (indices among those that share an input).
 
@@ -120,7 +140,7 @@ class Block:
     """
 
     rows: BlockRows
-    factors: tuple[tuple[LowRank, ...], ...]
+    factors: tuple[tuple[Product, ...], ...]
     modules: tuple[int, ...]
     rank: int
     dtype: torch.dtype
@@ -177,11 +197,11 @@ class _Stack(torch.autograd.Function):
         return tuple(out)
 
 
-def _top(A: Tensor, lane: int, module: int, factor: LowRank) -> Tensor:
+def _top(A: Tensor, lane: int, module: int, factor: Product) -> Tensor:
     return A[lane, module, : factor.A.shape[0]]
 
 
-def _left(B: Tensor, lane: int, factor: LowRank) -> Tensor:
+def _left(B: Tensor, lane: int, factor: Product) -> Tensor:
     return B[lane, :, : factor.B.shape[1]]
 
 
@@ -221,7 +241,7 @@ class Blocks:
                 continue
             # Dropout draws for each module anew, so that modules do not share an input then.
             for modules in [(m,) for m in present] if share.dropout else [present] if present else []:
-                widest = max(factors[names[m]].A.shape[0] for m in modules)
+                widest = max(factors[names[m]].rank for m in modules)
                 rank = max(LEAST_RANK, 1 << (widest - 1).bit_length())
                 wide = factors[names[modules[0]]].A.dtype
                 kind = _Kind(modules, rank, wide, bool(share.dropout))
@@ -232,7 +252,8 @@ class Blocks:
     def _stretch(self, share: Share, name: str, column: int) -> Stretch:
         assert share.attachment is not None
         seed = seed_of(share.noise, name) if share.dropout and share.noise is not None else 0
-        return Stretch(share.attachment.factors[name], share.start, share.rows, column, share.dropout, seed)
+        factor = share.attachment.factors[name]
+        return Stretch(*factor.product(), factor.scaling, share.start, share.rows, column, share.dropout, seed)
 
     def _alike(self, lanes: list[int]) -> list[list[int]]:
         """Lanes with like numbers of rows together, in the order of their rows where that wastes nothing."""
@@ -258,7 +279,7 @@ class Blocks:
         factors, noises = [], []
         for share in shares:
             assert share.attachment is not None
-            factors.append(tuple(share.attachment.factors[names[m]] for m in kind.modules))
+            factors.append(tuple(Product.of(share.attachment.factors[names[m]]) for m in kind.modules))
             if kind.dropout:
                 assert share.noise is not None
                 noises.append((share.dropout, seed_of(share.noise, names[kind.modules[0]])))

@@ -111,7 +111,9 @@ def test_low_rank_paths(dtype, p):
         LowRank(nn.Parameter(torch.randn(r, 40)), nn.Parameter(torch.randn(columns[i % 2][1], r)), 0.5 + i)
         for i, r in enumerate(ranks)
     ]
-    stretches = [Stretch(low[i], *spans[i // 2], columns[i % 2][0], p, 11 * i) for i in range(4)]
+    stretches = [
+        Stretch(low[i].A, low[i].B, low[i].scaling, *spans[i // 2], columns[i % 2][0], p, 11 * i) for i in range(4)
+    ]
     narrow = Narrow(stretches)
     mine = y.clone()
     inner = narrow.add(x, mine)
@@ -122,10 +124,8 @@ def test_low_rank_paths(dtype, p):
         rows = wide[s.start : s.start + s.rows]
         if p:
             rows = rows * dropout(torch.ones_like(rows), p, s.seed, "none")
-        delta = rows @ s.factor.A.t() @ s.factor.B.t() * s.factor.scaling
-        total = total + nn.functional.pad(
-            delta, (s.column, 81 - s.column - len(s.factor.B), s.start, 83 - s.start - s.rows)
-        )
+        delta = rows @ s.A.t() @ s.B.t() * s.scaling
+        total = total + nn.functional.pad(delta, (s.column, 81 - s.column - len(s.B), s.start, 83 - s.start - s.rows))
     total.backward(dy.float())
     assert wide.grad is not None
     close([(mine.float(), total.detach()), (dmine.float(), dx.float() + wide.grad)], dtype)
