@@ -337,7 +337,7 @@ def test_overrides_change_the_resolved_file_like_any_other() -> None:
 def test_the_resolved_file_says_everything() -> None:
     tree = yaml.safe_load(compose_sweep("rank_alpha", [TINY, "method.roles=value+query"]).yaml)
     assert tree["optimizer"]["beta2"] is None  # the optimizer's own
-    assert tree["evaluation"]["max_new_tokens"] == 24
+    assert tree["method"]["rslora"] is False
     assert tree["method"]["roles"] == ["query", "value"]
     assert tree["sweep"]["name"] == "rank_alpha"
     assert tree["sampler"] == {"name": "grid", "options": {}}

@@ -13,6 +13,7 @@ from lora_lab.optim.optimizers import build, set_rate
 from lora_lab.optim.state import export_state, import_state
 from lora_lab.spec import BudgetSpec, ModelSpec, OptimizerSpec, RunSpec, ScheduleSpec
 from lora_lab.spec.optimizer import OPTIMIZERS
+from lora_lab.worker.preflight import check_runs
 
 RUNNABLE = [name for name in OPTIMIZERS if name != "paged_adamw8bit"]
 PREFIX = "base_model.model.model.layers"
@@ -94,6 +95,8 @@ def test_lora_plus_without_a_B_and_pages_without_a_gpu_are_refused() -> None:
         build(OptimizerSpec(lora_plus_ratio=4.0), biases)
     with pytest.raises(SpecError, match="adamw8bit, which keeps the same averages"):
         build(OptimizerSpec("paged_adamw8bit"), parameters())
+    with pytest.raises(SpecError, match="adamw8bit, which keeps the same averages"):
+        check_runs([BASE, BASE.at({"optimizer.name": "paged_adamw8bit"})], "cpu")  # before any file is looked at
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,41 @@ def test_the_pass_has_the_packed_steps_losses(shape: str, case: Callable[[str], 
     torch.testing.assert_close(mine, theirs.losses, rtol=1e-7 if shape in SINGLE else 1e-9, atol=1e-12)
 
 
+class Scaled:
+    """A path that changes what its module is given and what it gives."""
+
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        return {}
+
+    def before(self, x: Tensor) -> Tensor:
+        return 1.5 * x
+
+    def after(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.tanh(2.0 * y) + x.mean(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("what", ["paths", "prompt", "solo"])
+def test_the_pass_takes_every_kind_of_attachment(what: str, case: Callable[[str], tuple]) -> None:
+    base, attachment, (micro, _) = case("gpt2-fused")
+    if what == "paths":
+        attachment.paths |= {"transformer.h.0.mlp.c_fc": Scaled(), "transformer.h.1.ln_1": Scaled()}
+    elif what == "prompt":
+        attachment.prompt = lambda: torch.linspace(-1, 1, 96, dtype=torch.float64).view(3, 32)
+    else:
+        attachment.solo = lambda ids, mask: base.model(input_ids=ids, attention_mask=mask).logits ** 3
+    plain, _ = curvature.supervised_logits(
+        base, dataclasses.replace(attachment, paths={}, prompt=None, solo=None), micro
+    )
+    logits, labels = curvature.supervised_logits(base, attachment, micro)
+    assert not torch.allclose(logits, plain)
+    mount = Mount(base)
+    mount.mount(attachment)
+    (theirs,) = token_losses(mount, [Part(attachment, micro)])
+    mount.unmount()
+    mine = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    torch.testing.assert_close(mine, theirs.losses, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_hutchinsons_product_is_the_hessians(shape: str, case: Callable[[str], tuple]) -> None:
     """Against a central difference of the packed step's gradient along the same probe, in float64."""
@@ -148,6 +183,9 @@ def test_its_cost_is_the_lanes(
     plain = run_pack(base, [job("adamw", sophia("adamw"))], Listener(), 1)["adamw"].lane
     assert lane is not None and plain is not None
     assert 200 <= lane.seconds < 300, "two estimates of 100 s each by this clock"
+    assert lane.optimizer is not None
+    for p in lane.parameters:
+        assert lane.optimizer.state[p]["hessian"].abs().sum() > 0, "the estimates must have arrived"
     fresh = Lane(job("fresh", sophia(name)), base)
     batches = []
     for step in (0, 4):
