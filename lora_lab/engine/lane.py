@@ -50,7 +50,10 @@ class Lane:
     def __init__(self, job: LaneJob, base: BaseModel) -> None:
         spec = job.spec
         self.job, self.spec, self.run = job, spec, job.run
-        self.attachment: Attachment = attach(base, spec.method, spec.seed)
+        train = job.data.train
+        self.attachment: Attachment = attach(
+            base, spec.method, spec.seed, lambda n: [train.tokens(i)[0] for i in range(min(n, len(train)))]
+        )
         named = self.attachment.parameters()
         self.parameters = list(named.values())
         self.optimizer = optimizers.build(spec.optimizer, named) if named else None
@@ -93,6 +96,9 @@ class Lane:
         A lane whose gradient is not finite is left as it was before the step.
         """
         assert self.optimizer is not None
+        penalty = self.attachment.penalty()
+        if penalty is not None:
+            penalty.backward()
         grads = [p.grad for p in self.parameters if p.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
         lr = self.spec.optimizer.lr * schedules.factor(self.spec.schedule, self.step, self.total)
@@ -108,6 +114,7 @@ class Lane:
         if self.curvature is not None and isinstance(self.optimizer, Sophia):
             self.optimizer.observe(self.curvature)
         self.optimizer.step()
+        self.attachment.after_step(self.step, self.total)
         return value, lr, True
 
     def clear_gradients(self) -> None:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from lora_lab.methods import Attachment
 from lora_lab.models import BaseModel
+from lora_lab.packing.dropout import seed_of
 from lora_lab.packing.frozen import Frozen
 from lora_lab.packing.linear import linear
 from lora_lab.packing.stacks import Blocks, Share
@@ -74,6 +75,12 @@ class Paths:
         return any(share.carries(name) for share in self._shares)
 
     @property
+    def along_blocks(self) -> bool:
+        """Whether any lane of this forward has a path at a module that is no linear map."""
+        attachments = [share.attachment for share in self._shares if share.attachment is not None]
+        return any(not _linear_map(self._modules[name]) for attachment in attachments for name in attachment.paths)
+
+    @property
     def head(self) -> tuple[str, Any]:
         """The output embedding by name, and itself."""
         module = self.model.get_output_embeddings()
@@ -115,7 +122,8 @@ class Paths:
             path = share.attachment.paths.get(name) if share.attachment is not None else None
             if path is not None:
                 rows = y[share.start : share.stop]
-                if (changed := path.after(x[share.start : share.stop], rows)) is not rows:
+                seed = None if share.noise is None else seed_of(share.noise, name)
+                if (changed := path.after(x[share.start : share.stop], rows, seed)) is not rows:
                     y = _Replace.apply(y, changed.to(y.dtype), share.start)
         return y
 

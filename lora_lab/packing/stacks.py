@@ -205,6 +205,7 @@ class Blocks:
     def __init__(self, shares: Sequence[Share], device: torch.device, kernels: str) -> None:
         self.shares, self.device, self.kernels = shares, device, kernels
         self._rows: dict[tuple[int, ...], BlockRows] = {}
+        self._plain: dict[int, dict[str, LowRank]] = {}  # of the modules at hand, by share
 
     def at(self, names: Sequence[str], columns: Columns, x: Tensor) -> tuple[Narrow | None, list[Block]]:
         """How the lanes go at modules ``names``, which read the same input ``x`` and write to ``columns``."""
@@ -214,10 +215,11 @@ class Blocks:
         for i, share in enumerate(self.shares):
             if share.attachment is None or share.rows == 0:
                 continue
-            factors = share.attachment.factors
-            present = tuple(m for m, name in enumerate(names) if name in factors)
+            given = share.attachment.factors
+            present = tuple(m for m, name in enumerate(names) if name in given)
+            factors = self._plain[i] = {names[m]: given[names[m]].plain() for m in present}
             if kernels and present and factors[names[present[0]]].A.dtype == torch.float32:
-                stretches += [self._stretch(share, names[m], columns[m][0]) for m in present]
+                stretches += [self._stretch(share, factors[names[m]], names[m], columns[m][0]) for m in present]
                 continue
             # Dropout draws for each module anew, so that modules do not share an input then.
             for modules in [(m,) for m in present] if share.dropout else [present] if present else []:
@@ -229,10 +231,9 @@ class Blocks:
         blocks = [self._block(names, kind, alike) for kind, lanes in kinds.items() for alike in self._alike(lanes)]
         return Narrow(stretches) if stretches else None, blocks
 
-    def _stretch(self, share: Share, name: str, column: int) -> Stretch:
-        assert share.attachment is not None
+    def _stretch(self, share: Share, factor: LowRank, name: str, column: int) -> Stretch:
         seed = seed_of(share.noise, name) if share.dropout and share.noise is not None else 0
-        return Stretch(share.attachment.factors[name], share.start, share.rows, column, share.dropout, seed)
+        return Stretch(factor, share.start, share.rows, column, share.dropout, seed)
 
     def _alike(self, lanes: list[int]) -> list[list[int]]:
         """Lanes with like numbers of rows together, in the order of their rows where that wastes nothing."""
@@ -256,9 +257,8 @@ class Blocks:
         if key not in self._rows:
             self._rows[key] = BlockRows(shares, self.device, self.kernels)
         factors, noises = [], []
-        for share in shares:
-            assert share.attachment is not None
-            factors.append(tuple(share.attachment.factors[names[m]] for m in kind.modules))
+        for i, share in zip(lanes, shares, strict=True):
+            factors.append(tuple(self._plain[i][names[m]] for m in kind.modules))
             if kind.dropout:
                 assert share.noise is not None
                 noises.append((share.dropout, seed_of(share.noise, names[kind.modules[0]])))
