@@ -10,22 +10,14 @@ import torch
 from torch import Tensor
 
 from lora_lab.methods import Attachment, LowRank, RowPath
-from lora_lab.methods.injection import plain_weight
 from lora_lab.models import BaseModel
 
 
-def low_rank(module: Any, factor: LowRank, x: Tensor, y: Tensor) -> Tensor:
-    """A module's output ``y`` for ``x`` with the update of ``factor``, DoRA's too."""
+def low_rank(factor: LowRank, x: Tensor, y: Tensor) -> Tensor:
+    """A module's output ``y`` for ``x`` with the update of ``factor``."""
     A, B = factor.product()
     wide = x.to(A.dtype)
-    update = wide @ A.T @ B.T * factor.scaling
-    if factor.magnitude is None:
-        return (y + update).to(y.dtype)
-    norm = torch.linalg.vector_norm(plain_weight(module).to(A.dtype) + factor.scaling * B @ A, dim=1).detach()
-    bias = getattr(module, "bias", None)
-    base = y.to(A.dtype) if bias is None else y.to(A.dtype) - bias.to(A.dtype)
-    scale = factor.magnitude / norm
-    return (y + (scale - 1) * base + scale * update).to(y.dtype)
+    return (y + wide @ A.T @ B.T * factor.scaling).to(y.dtype)
 
 
 def rows(tensor: Tensor) -> Tensor:
@@ -33,11 +25,11 @@ def rows(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
-def wired(base: BaseModel, attachment: Attachment, generator: torch.Generator | None = None) -> Iterator[None]:
+def wired(base: BaseModel, attachment: Attachment, seed: int | None = None) -> Iterator[None]:
     """Within, the attachment's factors and paths act on every row of the base model."""
 
     def factor_hook(factor: LowRank) -> Any:
-        return lambda module, inputs, output: low_rank(module, factor, inputs[0], output)
+        return lambda module, inputs, output: low_rank(factor, inputs[0], output)
 
     def path_hooks(path: RowPath) -> tuple[Any, Any]:
         given: list[Tensor] = []
@@ -47,7 +39,7 @@ def wired(base: BaseModel, attachment: Attachment, generator: torch.Generator | 
             return (path.before(rows(inputs[0])).view_as(inputs[0]), *inputs[1:])
 
         def after(_: Any, inputs: Any, output: Tensor) -> Tensor:
-            return path.after(rows(given.pop()), rows(output), generator).view_as(output)
+            return path.after(rows(given.pop()), rows(output), seed).view_as(output)
 
         return before, after
 

@@ -167,9 +167,9 @@ class _Hooks:
     def after(self, module: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> Tensor:
         """The module's output, with the low-rank update added and then changed by a path."""
         if self.factor is not None:
-            A, B = self.factor.A, self.factor.B
+            A, B = self.factor.product()
             y = (y + inputs[0].to(A.dtype) @ A.t() @ B.t() * self.factor.scaling).to(y.dtype)
         if self.path is None or self.came is None:
             return y
         came, self.came = self.came, None
-        return self.path.after(came, y.reshape(-1, y.shape[-1])).to(y.dtype).view(y.shape)
+        return self.path.after(came, y.reshape(-1, y.shape[-1]), None).to(y.dtype).view(y.shape)

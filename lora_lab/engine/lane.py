@@ -100,6 +100,9 @@ class Lane:
         A lane whose gradient is not finite is left as it was before the step.
         """
         assert self.optimizer is not None
+        penalty = self.attachment.penalty()
+        if penalty is not None:
+            penalty.backward()
         grads = [p.grad for p in self.parameters if p.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
         lr = self.spec.optimizer.lr * schedules.factor(self.spec.schedule, self.step, self.total)

@@ -167,7 +167,7 @@ class Pack:
                 losses = [result.losses.sum() for result in results]
                 memory = resident_bytes(self.base.device)
                 scaled = [loss / max(1, targets[i]) for i, loss in zip(active, losses, strict=True)]
-                torch.autograd.backward(scaled + (self._penalties(active) if turn == 0 else []))
+                torch.autograd.backward(scaled)
                 memory = max(memory, resident_bytes(self.base.device))
                 for i, loss in zip(active, losses, strict=True):
                     lane = self.lanes[i]
@@ -176,10 +176,6 @@ class Pack:
                     lane.flops += self.flops.training(batches[i][turn], lane.attachment)
         means = [s / max(1, n) for s, n in zip(sums, targets, strict=True)]
         return means, targets, tokens, time.monotonic() - started
-
-    def _penalties(self, active: list[int]) -> list[torch.Tensor]:
-        found = [self.lanes[i].attachment.penalty() for i in active]
-        return [penalty for penalty in found if penalty is not None]
 
     def _update(self, losses: list[float], targets: list[int], tokens: list[int], seconds: float) -> list[LaneEnd]:
         started = time.monotonic()

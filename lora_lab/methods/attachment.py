@@ -44,15 +44,11 @@ class LowRank:
     * ``initial``: factors ``A0, B0`` that are taken off, ``B A - B0 A0``. PEFT's PiSSA and OLoRA take them off the
       base's weight instead; here they stand beside it, so that one frozen base serves lanes with and without.
     * ``values``: AdaLoRA's singular values ``E (r, 1)``: ``B (E * A)``.
-
-    With a ``magnitude`` ``m (out,)`` it is DoRA (arXiv:2402.09353, eq. 5 and section 4.3): the weight
-    ``V = W + scaling B A`` is used as ``m / |V| * V`` with ``|V|`` its row norms, held constant in the backward.
     """
 
     A: nn.Parameter
     B: nn.Parameter
     scaling: float
-    magnitude: nn.Parameter | None = None
     initial: tuple[Tensor, Tensor] | None = None
     values: nn.Parameter | None = None
 
@@ -72,15 +68,14 @@ class LowRank:
         """By their local names in PEFT's files."""
         if self.values is not None:
             return {"lora_A": self.A, "lora_B": self.B, "lora_E": self.values}
-        named = {"lora_A.weight": self.A, "lora_B.weight": self.B}
-        return named if self.magnitude is None else named | {"lora_magnitude_vector": self.magnitude}
+        return {"lora_A.weight": self.A, "lora_B.weight": self.B}
 
 
 class RowPath:
     """What one lane does around one frozen module, on its own rows alone; by default nothing.
 
     Plain differentiable torch. ``x`` is ``(rows, in)``, ``y`` is ``(rows, out)``, both in the base's dtype, which what
-    is returned has, too. ``generator`` draws dropout; ``None`` (evaluation) means that nothing is dropped.
+    is returned has, too. ``seed`` decides what dropout drops; ``None`` (evaluation) means that nothing is dropped.
     """
 
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -91,15 +86,16 @@ class RowPath:
         """What the frozen module is given instead of ``x``."""
         return x
 
-    def after(self, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """What takes the place of the module's output ``y``; ``x`` is what it was called with."""
+    def after(self, x: Tensor, y: Tensor, seed: int | None = None) -> Tensor:
+        """What takes the place of the output ``y`` (a low-rank update of the module included); ``x`` as it came."""
         return y
 
 
-def dropped(x: Tensor, p: float, generator: torch.Generator | None) -> Tensor:
-    """``x`` with a share ``p`` of its entries zero and the others made larger; ``x`` itself without a generator."""
-    if generator is None or p == 0:
+def dropped(x: Tensor, p: float, seed: int | None) -> Tensor:
+    """``x`` with a share ``p`` of its entries zero and the others made larger; ``x`` itself without a seed."""
+    if seed is None or p == 0:
         return x
+    generator = torch.Generator(device=x.device).manual_seed(seed)
     return x * torch.empty_like(x).bernoulli_(1 - p, generator=generator).div_(1 - p)
 
 
@@ -130,8 +126,10 @@ class Attachment:
     def parameters(self) -> dict[str, nn.Parameter]:
         """The parameters by name: ``base_model.model.<module>.lora_A.weight``, as in PEFT's files."""
         named: dict[str, nn.Parameter] = {}
-        for module, part in (self.factors | self.paths).items():
-            named |= {f"{PREFIX}{module}.{local}": parameter for local, parameter in part.parameters().items()}
+        for module in self.factors | self.paths:
+            for part in (self.factors.get(module), self.paths.get(module)):
+                if part is not None:
+                    named |= {f"{PREFIX}{module}.{local}": value for local, value in part.parameters().items()}
         return named | self.own
 
     @property

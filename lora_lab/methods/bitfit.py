@@ -29,7 +29,7 @@ class Bias(RowPath):
         """See :class:`RowPath`."""
         return {"bias_delta": self.delta}
 
-    def after(self, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def after(self, x: Tensor, y: Tensor, seed: int | None = None) -> Tensor:
         """See :class:`RowPath`."""
         return (y + self.delta).to(y.dtype)
 

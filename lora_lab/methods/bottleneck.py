@@ -54,11 +54,9 @@ class Bottleneck(RowPath):
             "adapter_up.bias": self.up_bias,
         }
 
-    def after(self, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def after(self, x: Tensor, y: Tensor, seed: int | None = None) -> Tensor:
         """See :class:`RowPath`."""
-        rows = dropped(
-            (x if self.spec.placement == "parallel" else y).to(self.down.dtype), self.spec.dropout, generator
-        )
+        rows = dropped((x if self.spec.placement == "parallel" else y).to(self.down.dtype), self.spec.dropout, seed)
         inner = _ACTIVATIONS[self.spec.activation](F.linear(rows, self.down, self.down_bias))
         return (y + self.scale * F.linear(inner, self.up, self.up_bias)).to(y.dtype)
 

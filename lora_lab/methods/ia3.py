@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lora_lab.methods.attachment import Attachment, RowPath
@@ -34,7 +33,7 @@ class Scale(RowPath):
         """See :class:`RowPath`."""
         return (x.to(self.scale.dtype) * self.scale.view(-1)).to(x.dtype) if self.feedforward else x
 
-    def after(self, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def after(self, x: Tensor, y: Tensor, seed: int | None = None) -> Tensor:
         """See :class:`RowPath`."""
         return y if self.feedforward else (y.to(self.scale.dtype) * self.scale.view(-1)).to(y.dtype)
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from lora_lab.errors import MethodError
-from lora_lab.methods.injection import ADAPTER, is_quantised, plain_weight
+from lora_lab.methods.injection import ADAPTER, is_quantised
 from lora_lab.methods.targets import linear_shape
-from lora_lab.models import BaseModel, load
+from lora_lab.models import BaseModel, frozen_weight, load
 from lora_lab.spec import MethodSpec
 
 Calibration = Callable[[int], Sequence[np.ndarray]]
@@ -63,7 +63,7 @@ def start(layers: Mapping[str, Any], modules: Mapping[str, nn.Module], base: Bas
 def _on_a_copy(layer: Any, module: nn.Module, init: str) -> None:
     inputs, outputs = linear_shape(module)
     stand_in = nn.Linear(inputs, outputs, bias=False, device="meta")
-    stand_in.weight = nn.Parameter(plain_weight(module).float().clone(), requires_grad=False)
+    stand_in.weight = nn.Parameter(frozen_weight(module).float().clone(), requires_grad=False)
     layer.base_layer, layer.fan_in_fan_out = stand_in, False
     if init == "olora":
         layer.olora_init(ADAPTER)
@@ -142,8 +142,8 @@ def _loftq(layers: Mapping[str, Any], modules: Mapping[str, nn.Module], base: Ba
         )
     original = load(replace(base.spec, quantization="none"))
     for name, module in modules.items():
-        weight = plain_weight(module)
-        lost = plain_weight(original.model.get_submodule(name)).to(weight.device).float() - weight.float()
+        weight = frozen_weight(module)
+        lost = frozen_weight(original.model.get_submodule(name)).to(weight.device).float() - weight.float()
         U, S, Vh = torch.linalg.svd(lost, full_matrices=False)
         layer, r = layers[name], layers[name].r[ADAPTER]
         root = (S[:r] / layer.scaling[ADAPTER]).sqrt()

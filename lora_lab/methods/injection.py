@@ -11,7 +11,6 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -128,16 +127,3 @@ def adapter_dtype(dtype: torch.dtype, spec: MethodSpec) -> torch.dtype:
 def is_quantised(module: Any) -> bool:
     """Whether a linear module keeps its weight as bitsandbytes' 4- or 8-bit numbers."""
     return type(module.weight).__name__ in ("Params4bit", "Int8Params")
-
-
-def plain_weight(module: Any) -> Tensor:
-    """``(out, in)`` weight of a linear module, de-quantised; a view where it is stored plainly."""
-    if not is_quantised(module):
-        weight: Tensor = module.weight.detach()
-        return weight.T if any_conv1d({"": module}) else weight
-    from peft.utils.integrations import dequantize_bnb_weight
-
-    known = getattr(getattr(module, "state", None), "SCB", None)  # int8's row scales, where they are now
-    scales = known if known is not None else getattr(module.weight, "SCB", None)
-    plain: Tensor = dequantize_bnb_weight(module.weight, state=SimpleNamespace(SCB=scales))
-    return plain.detach()

@@ -32,7 +32,7 @@ class Delta(RowPath):
         named = {"weight_delta": self.weight}
         return named if self.bias is None else named | {"bias_delta": self.bias}
 
-    def after(self, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def after(self, x: Tensor, y: Tensor, seed: int | None = None) -> Tensor:
         """See :class:`RowPath`."""
         return (y + linear(x.to(self.weight.dtype), self.weight, self.bias)).to(y.dtype)
 

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from lora_lab.errors import MethodError
-from lora_lab.methods.attachment import Attachment, LowRank
+from lora_lab.methods.attachment import Attachment, LowRank, RowPath
+from lora_lab.methods.dora import Magnitude
 from lora_lab.methods.inits import DECOMPOSING, MUTATING, Calibration, check_ranks, eva_directions, start
 from lora_lab.methods.injection import (
     ADAPTER,
@@ -22,13 +23,12 @@ from lora_lab.methods.injection import (
     injected,
     is_quantised,
     kept,
-    plain_weight,
     shortest,
     untouched,
 )
 from lora_lab.methods.ranks import module_ranks
 from lora_lab.methods.targets import linear_shape, modules_of, roles_of, target_modules
-from lora_lab.models import BaseModel
+from lora_lab.models import BaseModel, frozen_weight
 from lora_lab.spec import MethodSpec, pairs
 
 
@@ -54,16 +54,17 @@ def attach_lora(base: BaseModel, spec: MethodSpec, seed: int, calibration: Calib
             layers[name].lora_A[ADAPTER].weight.data = A
         if afterwards and not directions:
             start(layers, modules, base, spec.init)
-        factors = {name: _factors(layer, spec) for name, layer in layers.items()}
+        factors = {name: _factors(layer, spec, base) for name, layer in layers.items()}
     config.init_lora_weights = True
+    paths: dict[str, RowPath] = {}
     if spec.dora:
-        for name, factor in factors.items():
-            factor.magnitude = _magnitude(modules[name], spec)
+        for name, module in modules.items():
+            paths[name] = Magnitude(_row_norms(module, spec), factors[name], module)
     if spec.init.startswith(MUTATING):
         for factor in factors.values():
             factor.initial = (factor.A.detach().clone(), factor.B.detach().clone())
         config = lora_config(base.model, modules, spec, {name: 2 * rank for name, rank in ranks.items()}, factors)
-    return Attachment(spec, factors=factors, dropout=spec.dropout, peft_config=config)
+    return Attachment(spec, factors=factors, paths=paths, dropout=spec.dropout, peft_config=config)
 
 
 def count_lora(base: BaseModel, spec: MethodSpec) -> int:
@@ -109,14 +110,16 @@ def _number(alpha: float) -> float:
     return int(alpha) if alpha == int(alpha) else alpha
 
 
-def _factors(layer: Any, spec: MethodSpec) -> LowRank:
+def _factors(layer: Any, spec: MethodSpec, base: BaseModel) -> LowRank:
     A, B = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+    if base.spec.dtype == "float64":  # some inits are made in float32
+        A, B = A.double(), B.double()
     return LowRank(kept(A, spec), kept(B, spec), float(layer.scaling[ADAPTER]))
 
 
-def _magnitude(module: nn.Module, spec: MethodSpec) -> nn.Parameter:
+def _row_norms(module: nn.Module, spec: MethodSpec) -> nn.Parameter:
     """The row norms of the weight, from which DoRA starts, rounded to its dtype as PEFT's are."""
-    return kept(torch.linalg.vector_norm(plain_weight(module), dim=1), spec)
+    return kept(torch.linalg.vector_norm(frozen_weight(module), dim=1), spec)
 
 
 def loaded_lora(base: BaseModel, wrapped: Any, dtype: str) -> Attachment:
@@ -142,8 +145,10 @@ def loaded_lora(base: BaseModel, wrapped: Any, dtype: str) -> Attachment:
         dora=config.use_dora,
         rank_pattern=pairs({name: layer.r[ADAPTER] for name, layer in layers.items() if layer.r[ADAPTER] != config.r}),
     )
-    factors = {name: _factors(layer, spec) for name, layer in layers.items()}
+    factors = {name: _factors(layer, spec, base) for name, layer in layers.items()}
+    paths: dict[str, RowPath] = {}
     if spec.dora:
         for name, layer in layers.items():
-            factors[name].magnitude = kept(layer.lora_magnitude_vector[ADAPTER].weight, spec)
-    return Attachment(spec, factors=factors, dropout=spec.dropout, peft_config=config)
+            magnitude = kept(layer.lora_magnitude_vector[ADAPTER].weight, spec)
+            paths[name] = Magnitude(magnitude, factors[name], layer.get_base_layer())
+    return Attachment(spec, factors=factors, paths=paths, dropout=spec.dropout, peft_config=config)

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
@@ -32,9 +31,9 @@ class SharedLowRank(RowPath):
         """See :class:`RowPath`."""
         return {"vera_lambda_b": self.b, "vera_lambda_d": self.d}
 
-    def after(self, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def after(self, x: Tensor, y: Tensor, seed: int | None = None) -> Tensor:
         """See :class:`RowPath`."""
-        rows = dropped(x.to(self.d.dtype), self.dropout, generator)
+        rows = dropped(x.to(self.d.dtype), self.dropout, seed)
         return (y + self.b * linear(self.d * linear(rows, self.A), self.B)).to(y.dtype)
 
 

@@ -97,7 +97,7 @@ def losses_of(paths: Paths, parts: Sequence[Part], inputs: Inputs) -> list[LaneL
 def _hidden(paths: Paths, parts: Sequence[Part], inputs: Inputs) -> Tensor:
     model, layout = paths.model, inputs.layout
     embedded = _prompted(model.get_input_embeddings()(inputs.ids), parts, layout)
-    if decoder.serves(model):
+    if decoder.serves(model) and not paths.along_blocks:
         recompute = any(part.recompute for part in parts)
         return decoder.hidden_states(paths, embedded, layout, recompute=recompute)
     with packed(model, layout):

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from lora_lab.methods import Attachment
 from lora_lab.models import BaseModel
-from lora_lab.packing.dora import directed
+from lora_lab.packing.dropout import seed_of
 from lora_lab.packing.frozen import Frozen
 from lora_lab.packing.linear import linear
 from lora_lab.packing.stacks import Blocks, Share
@@ -75,6 +75,12 @@ class Paths:
         return any(share.carries(name) for share in self._shares)
 
     @property
+    def along_blocks(self) -> bool:
+        """Whether any lane of this forward has a path at a module that is no linear map."""
+        attachments = [share.attachment for share in self._shares if share.attachment is not None]
+        return any(not _linear_map(self._modules[name]) for attachment in attachments for name in attachment.paths)
+
+    @property
     def head(self) -> tuple[str, Any]:
         """The output embedding by name, and itself."""
         module = self.model.get_output_embeddings()
@@ -92,16 +98,12 @@ class Paths:
         return self._frozen[key]
 
     def _on_path(self, names: Sequence[str]) -> bool:
-        """Whether some lane goes another way at one of ``names`` than a low-rank update beside the frozen product."""
         return any(
-            name in attachment.paths or (name in attachment.factors and attachment.factors[name].magnitude is not None)
-            for share in self._shares
-            if (attachment := share.attachment) is not None
-            for name in names
+            name in share.attachment.paths for share in self._shares if share.attachment is not None for name in names
         )
 
     def _along(self, name: str, x: Tensor) -> Tensor:
-        """Module ``name`` where some lane has DoRA or a ``RowPath``: its rows go their own way."""
+        """Module ``name`` where some lane has a :class:`~lora_lab.methods.RowPath`: its rows go their own way."""
         assert self._blocks is not None
         given = x
         for share in self._shares:
@@ -117,16 +119,12 @@ class Paths:
         else:
             y = self.own(name, given)
         for share in self._shares:
-            if share.attachment is None or share.rows == 0:
-                continue
-            rows = changed = y[share.start : share.stop]
-            factor, path = share.attachment.factors.get(name), share.attachment.paths.get(name)
-            if factor is not None and factor.magnitude is not None:
-                changed = directed(rows, factor, self._product((name,)))
+            path = share.attachment.paths.get(name) if share.attachment is not None else None
             if path is not None:
-                changed = path.after(x[share.start : share.stop], changed, share.generator(name, x.device))
-            if changed is not rows:
-                y = _Replace.apply(y, changed.to(y.dtype), share.start)
+                rows = y[share.start : share.stop]
+                seed = None if share.noise is None else seed_of(share.noise, name)
+                if (changed := path.after(x[share.start : share.stop], rows, seed)) is not rows:
+                    y = _Replace.apply(y, changed.to(y.dtype), share.start)
         return y
 
 

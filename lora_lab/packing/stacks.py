@@ -48,12 +48,6 @@ class Share:
         """How many rows they are."""
         return self.stop - self.start
 
-    def generator(self, name: str, device: torch.device) -> torch.Generator | None:
-        """What a path at module ``name`` draws its noise from in this forward."""
-        if self.noise is None:
-            return None
-        return torch.Generator(device).manual_seed(seed_of(self.noise, name))
-
     def carries(self, name: str) -> bool:
         """Whether the lane has a path at module ``name``."""
         return self.attachment is not None and (name in self.attachment.factors or name in self.attachment.paths)

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import reference_forward
 import torch
-from torch import nn
 
 from lora_lab.methods import Attachment
 from lora_lab.models import BaseModel, load
@@ -61,32 +60,13 @@ def tiny_base() -> Callable[..., BaseModel]:
     """``tiny_base("gpt2", dtype="bfloat16")``; ``nf4`` and ``int8`` are the Llama-like one, quantised."""
 
     def make(kind: str = "llama", dtype: str = "float32") -> BaseModel:
-        config = CONFIGS["llama" if kind in ("nf4", "int8") else kind]
-        base = load(ModelSpec(kind, source="random", dtype=dtype, config=pairs(config)))
-        if kind in ("nf4", "int8"):
-            quantise(base.model, kind)
-        return base
+        quantised = kind in ("nf4", "int8")
+        config = pairs(CONFIGS["llama" if quantised else kind])
+        return load(
+            ModelSpec(kind, source="random", dtype=dtype, config=config, quantization=kind if quantised else "none")
+        )
 
     return make
-
-
-def quantise(model: Any, kind: str) -> None:
-    """Every linear module but the head, with the marks that transformers leaves on such a model."""
-    import bitsandbytes as bnb
-
-    for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Linear) and module is not model.get_output_embeddings():
-            shape, weight = (module.in_features, module.out_features), module.weight.data.clone()
-            if kind == "nf4":
-                new: Any = bnb.nn.Linear4bit(*shape, bias=False, compute_dtype=weight.dtype, quant_type="nf4")
-                new.support_avx512bf16_for_cpu = False  # it would repack the weight in place, in evaluation
-                new.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4")
-            else:
-                new = bnb.nn.Linear8bitLt(*shape, bias=False, has_fp16_weights=False)
-                new.weight = bnb.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, new.to("cpu").eval())
-    setattr(model, "is_loaded_in_4bit" if kind == "nf4" else "is_loaded_in_8bit", True)
 
 
 @pytest.fixture

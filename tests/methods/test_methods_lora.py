@@ -218,7 +218,7 @@ def test_the_base_is_restored_when_peft_fails_half_way(tiny_base: Base, monkeypa
     before = _picture(base.model)
     made = []
 
-    def fail(layer: Any, spec: MethodSpec) -> LowRank:
+    def fail(layer: Any, spec: MethodSpec, base: Any) -> LowRank:
         made.append(layer)
         raise KeyboardInterrupt
 

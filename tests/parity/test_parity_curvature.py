@@ -80,7 +80,7 @@ class Scaled:
     def before(self, x: Tensor) -> Tensor:
         return 1.5 * x
 
-    def after(self, x: Tensor, y: Tensor) -> Tensor:
+    def after(self, x: Tensor, y: Tensor, seed: int | None = None) -> Tensor:
         return torch.tanh(2.0 * y) + x.mean(-1, keepdim=True)
 
 
