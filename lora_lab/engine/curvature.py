@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from lora_lab.engine.cost import Flops
 from lora_lab.engine.lane import Lane, noise_of
 from lora_lab.methods import Attachment
-from lora_lab.models import BaseModel
+from lora_lab.models import BaseModel, frozen_weight
 from lora_lab.optim.sophia import Sophia
 from lora_lab.packing.inputs import Sequences, count_targets
 
@@ -167,9 +167,21 @@ class _Hooks:
     def after(self, module: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> Tensor:
         """The module's output, with the low-rank update added and then changed by a path."""
         if self.factor is not None:
-            A, B = self.factor.A, self.factor.B
-            y = (y + inputs[0].to(A.dtype) @ A.t() @ B.t() * self.factor.scaling).to(y.dtype)
+            A, B = self.factor.product()
+            update = inputs[0].to(A.dtype) @ A.t() @ B.t() * self.factor.scaling
+            y = (y + update if self.factor.magnitude is None else self._scaled(module, y, update)).to(y.dtype)
         if self.path is None or self.came is None:
             return y
         came, self.came = self.came, None
         return self.path.after(came, y.reshape(-1, y.shape[-1])).to(y.dtype).view(y.shape)
+
+    def _scaled(self, module: nn.Module, y: Tensor, update: Tensor) -> Tensor:
+        """DoRA: each row of the updated weight brought to its magnitude; the bias stays."""
+        assert self.factor is not None and self.factor.magnitude is not None
+        with torch.no_grad():
+            A, B = self.factor.product()
+            norms = (frozen_weight(module).to(A.dtype) + self.factor.scaling * B @ A).norm(dim=1)
+        bias = getattr(module, "bias", None)
+        bias = torch.zeros_like(norms) if bias is None else bias.to(norms.dtype)
+        scaled: Tensor = self.factor.magnitude / norms * (y - bias + update) + bias
+        return scaled
