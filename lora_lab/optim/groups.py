@@ -38,18 +38,19 @@ def groups(
     Raises:
         SpecError: LoRA+ for parameters among which there is no B.
     """
+    ratio = spec.lora_plus_ratio or 1.0
     layers = [int(found[1]) for name in parameters if (found := _LAYER.search(name))]
     top = max(layers, default=0)
-    if spec.lora_plus_ratio is not None and not any("lora_B" in name for name in parameters):
+    if ratio != 1.0 and not any("lora_B" in name for name in parameters):
         raise SpecError(
-            f"optimizer.lora_plus_ratio={spec.lora_plus_ratio:g}: this method trains no lora_B whose rate it sets. "
+            f"optimizer.lora_plus_ratio={ratio:g}: this method trains no lora_B whose rate it sets. "
             "Set it to null, or use method.name=lora."
         )
     made: dict[Any, dict[str, Any]] = {}
     for name, parameter in parameters.items():
         peak = 1.0
-        if spec.lora_plus_ratio is not None and ("lora_B" in name or ("lora_" in name and parameter.ndim == 1)):
-            peak *= spec.lora_plus_ratio
+        if "lora_B" in name or ("lora_" in name and parameter.ndim == 1):
+            peak *= ratio
         if spec.layer_decay is not None:
             peak *= spec.layer_decay ** (top - _layer(name, top))
         fields = {"peak": peak, **kind(name, parameter)}

@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from lora_lab.engine import curvature
 from lora_lab.engine.cost import Flops
 from lora_lab.engine.lane import Lane, LaneJob
-from lora_lab.methods import Attachment, attach
+from lora_lab.methods import Attachment, LowRank, RowPath, attach
+from lora_lab.methods.dora import Magnitude
 from lora_lab.models import BaseModel
 from lora_lab.packing.forward import Part, losses_of, token_losses
 from lora_lab.packing.inputs import Inputs, Sequences
@@ -71,7 +72,7 @@ def test_the_pass_has_the_packed_steps_losses(shape: str, case: Callable[[str], 
     torch.testing.assert_close(mine, theirs.losses, rtol=1e-7 if shape in SINGLE else 1e-9, atol=1e-12)
 
 
-class Scaled:
+class Scaled(RowPath):
     """A path that changes what its module is given and what it gives."""
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
@@ -104,6 +105,24 @@ def test_the_pass_takes_every_kind_of_attachment(what: str, case: Callable[[str]
     mount.unmount()
     mine = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
     torch.testing.assert_close(mine, theirs.losses, rtol=1e-9, atol=1e-12)
+
+
+def test_the_pass_multiplies_by_the_weight_that_dora_and_pissa_mean() -> None:
+    """``m / |V| * V`` of ``V = W + scaling (B A - B0 A0)``, beside the module's bias."""
+    torch.manual_seed(0)
+    module = torch.nn.Linear(6, 5, dtype=torch.float64)
+    A, B, m = (torch.nn.Parameter(torch.randn(s, dtype=torch.float64)) for s in ((2, 6), (5, 2), (5,)))
+    initial = torch.randn(2, 6, dtype=torch.float64), torch.randn(5, 2, dtype=torch.float64)
+    factor = LowRank(A, B, 0.7, initial)
+    attachment = Attachment(MethodSpec(), factors={"0": factor}, paths={"0": Magnitude(m, factor, module)})
+    x = torch.randn(3, 4, 6, dtype=torch.float64)
+    with torch.no_grad():
+        V = module.weight + 0.7 * (B @ A - initial[1] @ initial[0])
+        wanted = torch.nn.functional.linear(x, (m / V.norm(dim=1))[:, None] * V, module.bias)
+        model = torch.nn.Sequential(module)
+        with curvature._attached(model, attachment):
+            torch.testing.assert_close(model(x), wanted)
+        torch.testing.assert_close(model(x), module(x), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
