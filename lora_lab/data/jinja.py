@@ -26,7 +26,7 @@ ROW_SECONDS = 2
 MEMORY_BYTES = 2**30
 """Address space of the process that renders."""
 TEMPLATE_CHARACTERS = 2**16
-_PATIENCE = 30.0  # wall seconds; only a process that hangs outside Python waits so long
+_PATIENCE = 120.0  # wall seconds; a machine that is busy gives two seconds of its processor in fewer
 _CHILD = Path(__file__).with_name("jinja_child.py")
 
 
@@ -105,6 +105,10 @@ class Renderer(contextlib.AbstractContextManager["Renderer"]):
                 f"data.jinja: the process that renders it ended (exit status {self._process.wait()}); it may "
                 f"have needed more than {MEMORY_BYTES // 2**20} MiB. Simplify the template."
             ) from error
+        except TimeoutError as error:
+            raise DataError(
+                f"data.jinja: a row was not rendered within {_PATIENCE:g} s. Simplify the template."
+            ) from error
         if "error" in answer:
             raise DataError(f"data.jinja: the template {_complaint(answer['error'])}. Mend it, or the row.")
         return answer["text"]
@@ -117,7 +121,7 @@ class Renderer(contextlib.AbstractContextManager["Renderer"]):
             ready, _, _ = select.select([handle], [], [], max(0.0, until - time.monotonic()))
             if not ready:
                 self._process.kill()
-                raise EOFError
+                raise TimeoutError
             piece = os.read(handle, 1 << 20)
             if not piece:
                 raise EOFError

@@ -71,7 +71,7 @@ def test_the_groups_are_the_folders_of_conf() -> None:
 def test_the_options_are_those_promised() -> None:
     assert {group: options(group) for group in GROUPS} == {
         "model": ["hf", "llama2_7b", "smollm2_135m", "tiny"],
-        "data": ["alpaca", "chat", "hf", "taskmix", "text"],
+        "data": ["alpaca", "callable", "chat", "completion", "hf", "mixture", "taskmix", "text"],
         "method": ["lora"],
         "optimizer": sorted(OPTIMIZERS),
         "schedule": sorted(SCHEDULES),

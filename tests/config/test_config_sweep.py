@@ -116,8 +116,9 @@ def test_every_shipped_sweep_composes(name: str) -> None:
     ("group", "option"), [(g, o) for g in ("model", "data", "optimizer", "schedule") for o in options(g)]
 )
 def test_every_option_of_a_run_composes(group: str, option: str) -> None:
-    more = [f"{group}.path=./here"] if group == "data" or option == "hf" else []
-    spec = compose_run([f"{group}={option}", *more])
+    needs = {"callable": "data.call._target_=mine.rows", "mixture": "data.sources={sums: {name: taskmix}}"}
+    more = needs.get(option, f"{group}.path=./here") if group == "data" or option == "hf" else f"{group}={option}"
+    spec = compose_run([f"{group}={option}", more])
     assert getattr(spec, group).name == ("./here" if (group, option) == ("model", "hf") else option)
 
 

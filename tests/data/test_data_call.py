@@ -123,7 +123,7 @@ def test_a_template_does_no_harm(template, said):
     started = time.monotonic()
     with pytest.raises(DataError, match=said), Renderer(template) as renderer:
         renderer.render({"instruction": "q", "messages": []})
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 150
     assert not Path("/tmp/owned").exists()
 
 

@@ -51,7 +51,7 @@ def test_only_what_is_held_out_is_taken_from_training(tokenizer, tmp_path):
 
 
 def test_folds_hold_out_every_example_once(tmp_path):
-    spec = DataSpec("alpaca", numbered(tmp_path, 23), folds=5)
+    spec = DataSpec("alpaca", numbered(tmp_path, 23), folds=5, on_duplicate="keep")
     sides = [examples(replace(spec, fold=fold)) for fold in range(5)]
     held_out = [text for _, evaluation in sides for text in texts(evaluation)]
     assert sorted(held_out) == sorted(f"q{i}" for i in range(23))

@@ -75,7 +75,7 @@ CASES = {
     "gzip that unpacks a thousandfold": lambda: file("h.jsonl.gz", [GOOD] + [" " * 2**20] * 400),
     "an endless device": lambda: "/dev/zero",
     "a million tiny rows": lambda: file("i.jsonl", (GOOD.replace("q", str(i)) for i in range(1_000_000))),
-    "a text without a line end": lambda: file("j.txt", ["word "] * 1_600_000),
+    "a text without a line end": lambda: file("j.txt", ["word "] * 1_000_000),
 }
 examples(DataSpec("alpaca", file("first.jsonl", [GOOD, '{"instruction": "r", "output": "a"}'])))
 tokenizer = byte_tokenizer()
