@@ -17,21 +17,35 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 
-from lora_lab.models import load_meta, role_modules, total_parameters
+from lora_lab.models import load_meta, quantise, role_modules, total_parameters
+from lora_lab.models.quantised import constants, prime, steady
 from lora_lab.optim.optimizers import build
 from lora_lab.packing.forward import Part, losses_of
 from lora_lab.packing.inputs import Inputs, Sequences
 from lora_lab.packing.paths import Paths
 from lora_lab.packing.phases import heard_by
-from lora_lab.planner.adapters import attachment, parameters_by_role, targets
-from lora_lab.planner.ledger import Crest, Ledger
+from lora_lab.planner.adapters import Target, attachment, parameters_by_role, targets
+from lora_lab.planner.depth import cut, depths, mark_layers
+from lora_lab.planner.ledger import Ledger
+from lora_lab.planner.timeline import Crest, Timeline, extended
 from lora_lab.spec import MethodSpec, ModelSpec, OptimizerSpec, RunSpec
 
-PARTS = ("weights", "adapters", "gradients", "optimizer", "activations", "logits", "workspace")
-"""What a peak is made of. ``activations`` are what the forward keeps for the backward, their gradients and casts;
-``logits`` the same of the head; ``workspace`` is what one lane after the other makes for a moment."""
+PARTS = (
+    "weights",
+    "quantised_weights",
+    "quantisation_constants",
+    "adapters",
+    "gradients",
+    "optimizer",
+    "logits",
+    "workspace",
+    "activations",
+)
+"""What a peak is made of. ``quantisation_constants`` are the scales and code tables of quantised weights;
+``activations`` what the forward keeps for the backward, their gradients and casts; ``logits`` the same of the head;
+``workspace`` what one lane after the other, or one layer after the other, makes for a moment."""
 
-SHARED = ("weights", "workspace")
+SHARED = ("weights", "quantised_weights", "quantisation_constants", "workspace")
 """Parts that a pack holds once, however many lanes it has; of the others each lane has its own."""
 
 
@@ -115,31 +129,66 @@ class Trace:
         return min((budget - c.shared) // c.own for c in self.crests if c.own)
 
 
-@lru_cache(maxsize=128)
+@lru_cache(maxsize=512)
 def trace(shape: Shape) -> Trace:
-    """Trace one step of ``shape``; some seconds for a 7B model, no memory to speak of.
+    """Trace one step of ``shape``, without memory to speak of.
+
+    Where a model's layers repeat, two short versions of it are traced instead of all of it
+    (:mod:`lora_lab.planner.timeline`): half a second for a 7B model.
 
     Raises:
         ModelError, MethodError: the model's configuration cannot be read, or lacks a role that is asked for.
     """
     model = load_meta(shape.model)
-    roles = role_modules(model, shape.model) if shape.method.mask else {}
-    found = targets(model, roles, shape.method, shape.model.name)
-    by_role = parameters_by_role(found, shape.method)
-    total = total_parameters(model)
+    by_role = parameters_by_role(_targets(model, shape), shape.method)
+    cuts = None if shape.method.layers else depths(model)
+    timeline = None
+    if cuts is not None:
+        short, long = timeline_of(shape, cuts.short), timeline_of(shape, cuts.long)
+        timeline = extended(short, long, cuts.short, cuts.period, cuts.times)
+    if timeline is None:
+        timeline = timeline_of(shape)
+    crests = timeline.crests(SHARED)
+    return Trace(sum(by_role.values()), total_parameters(model), tuple(by_role.items()), crests, timeline.flops)
+
+
+def timeline_of(shape: Shape, layers: int | None = None) -> Timeline:
+    """The moments of one step of one lane, with all of the model's layers or the first few of them."""
+    model = load_meta(shape.model)
+    ledger = Ledger(PARTS)
+    if layers is not None:
+        mark_layers(cut(model, layers), ledger.mark)
+    found = _targets(model, shape)
     sequences = _sequences(shape)
     inputs = Inputs.of([sequences], torch.device("cpu"), kernels=shape.device)
-    ledger = Ledger(SHARED)
+    prime(shape.model)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu")  # where tensors without data pretend to be; on CUDA as much is allocated
         model.requires_grad_(False)
-        for tensor in (*model.parameters(), *model.buffers()):
-            ledger.book(tensor, "weights")
+        if shape.model.quantization != "none":
+            quantise(model, shape.model)
+            steady(model, shape.model)
+        _book_weights(model, ledger)
         with ledger, heard_by(ledger.phase):
             with ledger.phase("adapters"):
                 part = Part(attachment(found, shape.method), sequences, noise=0)
             _train(model, shape, ledger, part, inputs)
-    return Trace(sum(by_role.values()), total, tuple(by_role.items()), tuple(ledger.crests), ledger.flops)
+    return Timeline.of(PARTS, ledger.moments, ledger.marks, ledger.flops)
+
+
+def _targets(model: PreTrainedModel, shape: Shape) -> list[Target]:
+    roles = role_modules(model, shape.model) if shape.method.mask else {}
+    return targets(model, roles, shape.method, shape.model.name)
+
+
+def _book_weights(model: PreTrainedModel, ledger: Ledger) -> None:
+    for tensor in (*model.parameters(), *model.buffers()):
+        ledger.book(tensor, "weights")
+    for module in model.modules():
+        if scales := constants(module):
+            ledger.book(module.get_parameter("weight"), "quantised_weights")
+            for tensor in scales:
+                ledger.book(tensor, "quantisation_constants")
 
 
 def _sequences(shape: Shape) -> Sequences:
@@ -153,6 +202,7 @@ def _train(model: PreTrainedModel, shape: Shape, ledger: Ledger, part: Part, inp
     assert part.attachment is not None
     paths, parameters = Paths(model, shape.device), list(part.attachment.parameters().values())
     if not parameters:
+        ledger.begin()
         with ledger.phase("activations"), torch.no_grad():
             losses_of(paths, [part], inputs)
         return
@@ -166,10 +216,12 @@ def _train(model: PreTrainedModel, shape: Shape, ledger: Ledger, part: Part, inp
         optimizer.step()
     if not shape.accumulates:
         optimizer.zero_grad(set_to_none=True)
+    ledger.begin()
     with ledger.phase("activations"):
         (result,) = losses_of(paths, [part], inputs)
         result.losses.sum().backward()
         del result
+    ledger.mark(("after", 0))
     with ledger.phase("workspace"):
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
