@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -57,26 +58,30 @@ def cut(model: PreTrainedModel, layers: int) -> nn.ModuleList:
     return found
 
 
-def mark_layers(layers: nn.ModuleList, mark: Callable[[Label], None]) -> None:
-    """Have ``mark`` called when a layer begins its forward or its backward, and when the layers are left behind."""
+class Layers:
+    """Marks in a ledger where a layer begins its forward or its backward, and where the layers are left behind.
 
-    def backward_begins(hidden: Tensor, layer: int) -> None:
-        label = ("backward", layer) if layer >= 0 else ("below", 0)
+    Layers that are called are heard by hooks; :meth:`begins` is for those that the packed step walks through itself.
+    """
 
-        def heard(_: Tensor) -> None:
-            mark(label)
+    def __init__(self, layers: nn.ModuleList, mark: Callable[[Label], None]) -> None:
+        self._mark, self._count, self._reached = mark, len(layers), -1
+        for i, layer in enumerate(layers):
+            layer.register_forward_pre_hook(partial(self._enters, i), with_kwargs=True)
+        layers[-1].register_forward_hook(self._leaves)
 
+    def begins(self, layer: int, hidden: Tensor) -> None:
+        """Layer ``layer`` (or the first thing after all of them) is about to read ``hidden``."""
+        if layer <= self._reached:
+            return  # again, for the backward: what is not kept is computed a second time
+        self._reached = layer
+        self._mark(("forward", layer) if layer < self._count else ("middle", 0))
+        below: Label = ("backward", layer - 1) if layer else ("below", 0)
         if hidden.requires_grad:
-            hidden.register_hook(heard)
+            hidden.register_hook(lambda _: self._mark(below))
 
-    def enters(layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        mark(("forward", layer))
-        backward_begins(args[0] if args else kwargs["hidden_states"], layer - 1)
+    def _enters(self, layer: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.begins(layer, args[0] if args else kwargs["hidden_states"])
 
-    def leaves(output: Any) -> None:
-        mark(("middle", 0))
-        backward_begins(output if isinstance(output, Tensor) else output[0], len(layers) - 1)
-
-    for i, layer in enumerate(layers):
-        layer.register_forward_pre_hook(lambda _, args, kwargs, i=i: enters(i, args, kwargs), with_kwargs=True)
-    layers[-1].register_forward_hook(lambda _, __, output: leaves(output))
+    def _leaves(self, _: nn.Module, __: Any, output: Any) -> None:
+        self.begins(self._count, output if isinstance(output, Tensor) else output[0])

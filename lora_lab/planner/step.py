@@ -15,20 +15,24 @@ from typing import Any
 import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import _disable_current_modes
 from transformers import PreTrainedModel
 
-from lora_lab.models import load_meta, quantise, role_modules, total_parameters
+from lora_lab.methods import Attachment
+from lora_lab.methods.inits import MUTATING
+from lora_lab.models import BaseModel, load_meta, quantise, role_modules, total_parameters
 from lora_lab.models.quantised import constants, prime, steady
 from lora_lab.optim.optimizers import build
 from lora_lab.packing.forward import Part, losses_of
 from lora_lab.packing.inputs import Inputs, Sequences
 from lora_lab.packing.paths import Paths
 from lora_lab.packing.phases import heard_by
-from lora_lab.planner.adapters import Target, attachment, parameters_by_role, targets
-from lora_lab.planner.depth import cut, depths, mark_layers
+from lora_lab.planner.adapters import attachment, by_role
+from lora_lab.planner.depth import Layers, cut, depths
 from lora_lab.planner.ledger import Ledger
 from lora_lab.planner.timeline import Crest, Timeline, extended
 from lora_lab.spec import MethodSpec, ModelSpec, OptimizerSpec, RunSpec
+from lora_lab.spec.method import METHODS
 
 PARTS = (
     "weights",
@@ -70,17 +74,10 @@ class Shape:
     def of(spec: RunSpec, device: str, length: int | None = None, supervised: int | None = None) -> Shape:
         """The shape of a run's largest step; ``length`` and ``supervised`` tokens per sequence where known."""
         length = min(length or spec.data.max_length, spec.data.max_length)
-        method, optimizer = spec.method, spec.optimizer
+        optimizer = spec.optimizer
         return Shape(
             model=spec.model,
-            method=MethodSpec(
-                method.name,
-                r=method.r,
-                alpha=1.0,
-                roles=method.roles,
-                layers=method.layers,
-                dropout=0.5 if method.dropout else 0.0,
-            ),
+            method=_method_shape(spec.method),
             optimizer=OptimizerSpec(
                 optimizer.name.removeprefix("paged_"),  # as many bytes, if not all of them at once on the device
                 momentum=0.5 if optimizer.own.get("momentum") else 0.0,
@@ -98,6 +95,20 @@ class Shape:
         """This shape with other ``rows`` or ``length``; the supervised share stays."""
         new = replace(self, **changes)
         return replace(new, supervised=max(1, min(new.length - 1, self.supervised * new.length // self.length)))
+
+
+def _method_shape(method: MethodSpec) -> MethodSpec:
+    """``method`` with only what its memory depends on: how large numbers are does not matter, nor how they begin."""
+    if method.attaches_nothing:
+        return MethodSpec(roles=())
+    kept = {name: getattr(method, name) for name in METHODS[method.name]}
+    kept |= {"alpha": 1.0, "alpha_over_r": None, "rslora": False} if method.reads("alpha") else {}
+    if method.reads("dropout"):
+        kept["dropout"] = 0.5 if method.dropout else 0.0
+    if method.reads("init"):
+        kept |= {"init": "pissa" if method.init.startswith(MUTATING) else "default", "calibration_sequences": 1}
+    kept |= {"prompt_init": "random", "prompt_text": None} if method.reads("prompt_init") else {}
+    return MethodSpec(method.name, **kept)
 
 
 @dataclass(frozen=True)
@@ -129,6 +140,14 @@ class Trace:
         return min((budget - c.shared) // c.own for c in self.crests if c.own)
 
 
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A traced step: its moments, and its trainable parameters by role."""
+
+    timeline: Timeline
+    by_role: dict[str, int]
+
+
 @lru_cache(maxsize=512)
 def trace(shape: Shape) -> Trace:
     """Trace one step of ``shape``, without memory to speak of.
@@ -140,27 +159,34 @@ def trace(shape: Shape) -> Trace:
         ModelError, MethodError: the model's configuration cannot be read, or lacks a role that is asked for.
     """
     model = load_meta(shape.model)
-    by_role = parameters_by_role(_targets(model, shape), shape.method)
-    cuts = None if shape.method.layers else depths(model)
-    timeline = None
-    if cuts is not None:
-        short, long = timeline_of(shape, cuts.short), timeline_of(shape, cuts.long)
-        timeline = extended(short, long, cuts.short, cuts.period, cuts.times)
+    step = _step_of_short(shape, model) or step_of(shape)
+    crests = step.timeline.crests(SHARED)
+    by_role = tuple(step.by_role.items())
+    total = sum(step.by_role.values())
+    return Trace(total, total_parameters(model), by_role, crests, step.timeline.flops)
+
+
+def _step_of_short(shape: Shape, model: PreTrainedModel) -> Step | None:
+    """The step of the whole model as two short versions of it tell it; ``None`` where they do not."""
+    method = shape.method
+    if method.layers or not method.one_rank or method.reads("top_layers"):
+        return None  # layers that are alike carry different adapters
+    cuts = depths(model)
+    if cuts is None:
+        return None
+    short, long = step_of(shape, cuts.short), step_of(shape, cuts.long)
+    timeline = extended(short.timeline, long.timeline, cuts.short, cuts.period, cuts.times)
     if timeline is None:
-        timeline = timeline_of(shape)
-    crests = timeline.crests(SHARED)
-    return Trace(sum(by_role.values()), total_parameters(model), tuple(by_role.items()), crests, timeline.flops)
+        return None
+    counts = {role: n + cuts.times * (long.by_role[role] - n) for role, n in short.by_role.items()}
+    return Step(timeline, counts)
 
 
-def timeline_of(shape: Shape, layers: int | None = None) -> Timeline:
-    """The moments of one step of one lane, with all of the model's layers or the first few of them."""
+def step_of(shape: Shape, layers: int | None = None) -> Step:
+    """One step of one lane, with all of the model's layers or the first few of them."""
     model = load_meta(shape.model)
     ledger = Ledger(PARTS)
-    if layers is not None:
-        mark_layers(cut(model, layers), ledger.mark)
-    found = _targets(model, shape)
-    sequences = _sequences(shape)
-    inputs = Inputs.of([sequences], torch.device("cpu"), kernels=shape.device)
+    marks = None if layers is None else Layers(cut(model, layers), ledger.mark)
     prime(shape.model)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu")  # where tensors without data pretend to be; on CUDA as much is allocated
@@ -169,16 +195,12 @@ def timeline_of(shape: Shape, layers: int | None = None) -> Timeline:
             quantise(model, shape.model)
             steady(model, shape.model)
         _book_weights(model, ledger)
-        with ledger, heard_by(ledger.phase):
+        base = BaseModel(model, None, shape.model, role_modules(model, shape.model), torch.device("cpu"))
+        with ledger, heard_by(ledger.phase, None if marks is None else marks.begins):
             with ledger.phase("adapters"):
-                part = Part(attachment(found, shape.method), sequences, noise=0)
-            _train(model, shape, ledger, part, inputs)
-    return Timeline.of(PARTS, ledger.moments, ledger.marks, ledger.flops)
-
-
-def _targets(model: PreTrainedModel, shape: Shape) -> list[Target]:
-    roles = role_modules(model, shape.model) if shape.method.mask else {}
-    return targets(model, roles, shape.method, shape.model.name)
+                found = attachment(base, shape.method)
+            _train(base, shape, ledger, found)
+    return Step(Timeline.of(PARTS, ledger.moments, ledger.marks, ledger.flops), by_role(found, base))
 
 
 def _book_weights(model: PreTrainedModel, ledger: Ledger) -> None:
@@ -197,18 +219,21 @@ def _sequences(shape: Shape) -> Sequences:
     return [(ids, supervised)] * shape.rows
 
 
-def _train(model: PreTrainedModel, shape: Shape, ledger: Ledger, part: Part, inputs: Inputs) -> None:
+def _train(base: BaseModel, shape: Shape, ledger: Ledger, found: Attachment) -> None:
     """A forward, backward and update that find the optimizer's state there, as all but the first step do."""
-    assert part.attachment is not None
-    paths, parameters = Paths(model, shape.device), list(part.attachment.parameters().values())
+    part = Part(found, _sequences(shape), noise=0)
+    sequences = part.laid_out
+    with _disable_current_modes():  # where tokens lie is known
+        inputs = Inputs.of([sequences], torch.device("cpu"), kernels=shape.device)
+    paths, parameters = Paths(base.model, shape.device), list(found.parameters().values())
     if not parameters:
         ledger.begin()
         with ledger.phase("activations"), torch.no_grad():
             losses_of(paths, [part], inputs)
         return
-    paths.mount(part.attachment)
+    paths.mount(found)
     with ledger.phase("adapters"):
-        optimizer = build(shape.optimizer, part.attachment.parameters())
+        optimizer = build(shape.optimizer, found.parameters())
     with ledger.phase("gradients"):
         for parameter in parameters:
             parameter.grad = torch.empty_like(parameter)
