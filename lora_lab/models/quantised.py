@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
 from lora_lab.errors import ModelError
 from lora_lab.spec import FOUR_BIT, ModelSpec
@@ -95,38 +96,47 @@ def _four_bit(library: Any, module: nn.Module, weight: Tensor, spec: ModelSpec) 
     packed, state = library.functional.quantize_4bit(
         weight, compress_statistics=spec.double_quant, quant_type=spec.quantization
     )
+    settings = {"compress_statistics": spec.double_quant, "quant_type": spec.quantization}
     outputs, inputs = weight.shape
-    with torch.device("meta"):
+    with unset_fake_temporarily(), torch.device("meta"):
         new = library.nn.Linear4bit(
-            inputs,
-            outputs,
-            bias=module.bias is not None,
-            compute_dtype=weight.dtype,
-            compress_statistics=spec.double_quant,
-            quant_type=spec.quantization,
+            inputs, outputs, bias=module.bias is not None, compute_dtype=weight.dtype, **settings
         )
-    new.weight = library.nn.Params4bit(
-        packed,
-        requires_grad=False,
-        quant_state=state,
-        compress_statistics=spec.double_quant,
-        quant_type=spec.quantization,
-        module=new,
-        bnb_quantized=True,
+    new.weight = _parameter(
+        library.nn.Params4bit, packed, quant_state=state, module=new, bnb_quantized=True, **settings
     )
     new.quant_state = state
     return new
 
 
 def _eight_bit(library: Any, module: nn.Module, weight: Tensor, spec: ModelSpec) -> Any:
-    rounded, scales, _ = library.functional.int8_vectorwise_quant(weight.to(torch.float16))
+    if isinstance(weight, FakeTensor):  # how many columns are outliers depends on data
+        rounded, scales = torch.empty_like(weight, dtype=torch.int8), weight.new_empty(len(weight), dtype=torch.float32)
+    else:
+        rounded, scales, _ = library.functional.int8_vectorwise_quant(weight.to(torch.float16))
     outputs, inputs = weight.shape
-    with torch.device("meta"):
+    with unset_fake_temporarily(), torch.device("meta"):
         new = library.nn.Linear8bitLt(
             inputs, outputs, bias=module.bias is not None, has_fp16_weights=False, threshold=6.0
         )
-    new.weight = library.nn.Int8Params(rounded, requires_grad=False, has_fp16_weights=False, CB=rounded, SCB=scales)
+    new.weight = _parameter(library.nn.Int8Params, rounded, has_fp16_weights=False, CB=rounded, SCB=scales)
     return new
+
+
+def _parameter(kind: Any, data: Tensor, **attributes: Any) -> Any:
+    """bitsandbytes' parameter; where ``data`` has no data it can only be a plain one with the same attributes."""
+    if not isinstance(data, FakeTensor):
+        return kind(data, requires_grad=False, **attributes)
+    parameter = nn.Parameter(data, requires_grad=False)
+    for name, value in attributes.items():
+        setattr(parameter, name, value)
+    return parameter
+
+
+def prime(spec: ModelSpec) -> None:
+    """Make the code table that bitsandbytes keeps for the whole process, before tensors without data could be it."""
+    if spec.quantization in FOUR_BIT and spec.double_quant:
+        bitsandbytes().functional.quantize_blockwise(torch.zeros(256))
 
 
 def steady(model: PreTrainedModel, spec: ModelSpec) -> None:
@@ -150,10 +160,9 @@ def frozen_weight(module: nn.Module) -> Tensor:
     de-quantised by bitsandbytes' kernel of the device. Nothing of it needs a gradient.
     """
     weight: Any = module.weight
-    kind = type(weight).__name__
-    if kind == "Params4bit":
+    if getattr(weight, "quant_state", None) is not None:
         whole: Tensor = bitsandbytes().functional.dequantize_4bit(weight.data, weight.quant_state)
-    elif kind == "Int8Params":
+    elif hasattr(weight, "SCB"):
         whole = bitsandbytes().functional.int8_vectorwise_dequant(weight.data, *constants(module))
         whole = whole.to(_DTYPES[module])
     else:
@@ -176,7 +185,7 @@ def constants(module: nn.Module) -> list[Tensor]:
         if state.nested:
             found += [state.offset, state.state2.absmax, state.state2.code]
         return found
-    if type(weight).__name__ == "Int8Params":
+    if hasattr(weight, "SCB"):
         kept: Any = module.state  # the first forward of bitsandbytes' own moves them there
         return [weight.SCB if weight.SCB is not None else kept.SCB]
     return []

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from lora_lab.packing.layout import Layout
 from lora_lab.packing.norm import add_norm
 from lora_lab.packing.paths import Paths
+from lora_lab.packing.phases import layer_begins
 from lora_lab.packing.self_attention import Heads, self_attention
 from lora_lab.packing.swiglu import swiglu
 
@@ -39,8 +40,11 @@ def hidden_states(paths: Paths, embedded: Tensor, layout: Layout, *, recompute: 
     cosine, sine = _rotary(decoder, layout)
     x, delta = embedded, None
     for i, layer in enumerate(decoder.layers):
+        layer_begins(i, x if delta is None else delta)
         arguments = (paths, f"{prefix}layers.{i}.", layer, x, delta, layout, cosine, sine)
         x, delta = checkpoint(_layer, *arguments, use_reentrant=False) if recompute else _layer(*arguments)
+    assert delta is not None
+    layer_begins(len(decoder.layers), delta)
     return add_norm(x, delta, decoder.norm, layout.kernels)[1]
 
 

@@ -122,12 +122,13 @@ def _solo(attachment: Attachment, inputs: Inputs, paths: Paths) -> tuple[Tensor,
     """Losses and hits by the lane's own model, on sequences padded on the right."""
     assert attachment.solo is not None
     layout = inputs.layout
-    lengths = torch.tensor(layout.lengths)
-    places = torch.arange(int(lengths.max()))
-    mask = places < lengths.unsqueeze(1)
+    longest = max(layout.lengths)
+    places = torch.arange(longest)
+    mask = places < torch.tensor(layout.lengths).unsqueeze(1)
     rows = torch.where(mask, torch.tensor(layout.starts[:-1]).unsqueeze(1) + places, 0).to(layout.device)
-    mask = mask.to(layout.device)
+    real = torch.cat([torch.arange(length) + i * longest for i, length in enumerate(layout.lengths)])
+    mask, real = mask.to(layout.device), real.to(layout.device)
     logits = attachment.solo(torch.where(mask, inputs.ids[rows], 0), mask.to(torch.int64))
     with phase("logits"):
-        logits = logits[mask][inputs.predicting]
+        logits = logits.flatten(0, 1).index_select(0, real[inputs.predicting])
     return cross_entropy(logits, inputs.labels, paths.kernels)

@@ -52,8 +52,9 @@ class Frozen:
         """``(out, in)``, the modules' outputs one after another; where they are quantised, de-quantised each time."""
         if self._merged is not None:
             return self._merged
-        weights = [frozen_weight(module) for module in self.modules]
-        return weights[0] if len(weights) == 1 else torch.cat(weights)
+        with phase("workspace"):
+            weights = [frozen_weight(module) for module in self.modules]
+            return weights[0] if len(weights) == 1 else torch.cat(weights)
 
     def product(self, x: Tensor) -> Tensor:
         """``(rows, out)`` of ``x (rows, in)``."""

@@ -12,10 +12,16 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 
+from torch import Tensor
+
 Listener = Callable[[str], AbstractContextManager[None]]
 """Given a phase's name, gives the context that the phase runs in."""
 
+Boundary = Callable[[int, Tensor], None]
+"""Given a decoder layer's number, and what it is about to read."""
+
 _listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
+_boundary: ContextVar[Boundary | None] = ContextVar("boundary", default=None)
 _UNHEARD: AbstractContextManager[None] = contextlib.nullcontext()
 
 
@@ -25,11 +31,19 @@ def phase(name: str) -> AbstractContextManager[None]:
     return _UNHEARD if listener is None else listener(name)
 
 
+def layer_begins(layer: int, hidden: Tensor) -> None:
+    """Decoder layer ``layer`` is about to read ``hidden``; the number after the last one says that all are done."""
+    boundary = _boundary.get()
+    if boundary is not None:
+        boundary(layer, hidden)
+
+
 @contextlib.contextmanager
-def heard_by(listener: Listener) -> Iterator[None]:
-    """Within, on this thread, ``listener`` is asked for the context of every phase."""
-    token = _listener.set(listener)
+def heard_by(listener: Listener, boundary: Boundary | None = None) -> Iterator[None]:
+    """Within, on this thread, ``listener`` is asked for each phase's context and ``boundary`` told of each layer."""
+    tokens = _listener.set(listener), _boundary.set(boundary)
     try:
         yield
     finally:
-        _listener.reset(token)
+        _listener.reset(tokens[0])
+        _boundary.reset(tokens[1])

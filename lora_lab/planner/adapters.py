@@ -1,90 +1,98 @@
-"""Adapters as the planner sees them: which modules carry one, and how large its parameters are.
+"""Adapters without values: what :func:`lora_lab.methods.attach` gives, on tensors that need no memory.
 
-One line a method in :data:`METHODS`. What the parameters do in a step is the packed step's business.
+Methods make their own parameters, under a ``FakeTensorMode`` as elsewhere. LoRA's and AdaLoRA's are made here, of the
+same names, shapes and dtypes: most plans are of LoRA, PEFT takes seconds to be imported and to go through a 7B model,
+and its AdaLoRA looks at values.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
-from lora_lab.errors import ModelError
-from lora_lab.methods import Attachment, LowRank, target_modules
-from lora_lab.spec import MethodSpec, mask_name
+from lora_lab.methods import Attachment, LowRank, attach, module_ranks, target_modules
+from lora_lab.methods.attachment import PREFIX
+from lora_lab.methods.inits import MUTATING
+from lora_lab.methods.injection import adapter_dtype
+from lora_lab.methods.targets import linear_shape, modules_of
+from lora_lab.models import BaseModel
+from lora_lab.spec import ROLES, MethodSpec, mask_name
+
+OTHER = "other"
+"""What :func:`by_role` calls parameters of modules that play no role: embeddings, norms, prompts."""
 
 
-@dataclass(frozen=True, eq=False)
-class Target:
-    """A linear map that carries an adapter: its module, the roles it plays, and its two sizes."""
-
-    name: str
-    module: nn.Module
-    roles: tuple[str, ...]
-    inputs: int
-    outputs: int
-
-
-def targets(model: nn.Module, roles: Mapping[str, tuple[str, ...]], method: MethodSpec, name: str) -> list[Target]:
-    """The modules that ``method`` adapts, each once (a fused matrix plays several roles), in model order.
-
-    ``roles`` is the model's, ``name`` what messages call it.
+def attachment(base: BaseModel, method: MethodSpec) -> Attachment:
+    """A lane's parameters without values. Call it under a ``FakeTensorMode``: they can be large.
 
     Raises:
-        ModelError: part of a fused matrix, or a module that is no linear map.
-        MethodError: a role or a layer that matches no module.
+        MethodError, ModelError: as :func:`lora_lab.methods.attach`.
     """
-    chosen = set(target_modules(roles, method, name))
-    return [
-        Target(module_name, module, _played(module_name, roles, method), *linear_shape(module_name, module))
-        for module_name, module in model.named_modules()
-        if module_name in chosen
-    ]
+    if method.name in ("lora", "adalora"):
+        return _lora(base, method)
+    with _converted_in_place():
+        return attach(base, method, 0)
 
 
-def _played(module: str, roles: Mapping[str, tuple[str, ...]], method: MethodSpec) -> tuple[str, ...]:
-    return tuple(role for role in method.mask if module in roles[role])
+@contextlib.contextmanager
+def _converted_in_place() -> Iterator[None]:
+    """Within, ``module.to(...)`` works on parameters without data, which torch cannot swap for one another."""
+
+    def apply(module: nn.Module, change: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        for inner in module.modules() if recurse else [module]:
+            for name, parameter in inner._parameters.items():
+                if parameter is not None and (changed := change(parameter)) is not parameter:
+                    inner._parameters[name] = nn.Parameter(changed.detach(), parameter.requires_grad)
+            for name, buffer in inner._buffers.items():
+                if buffer is not None:
+                    inner._buffers[name] = change(buffer)
+        return module
+
+    own, nn.Module._apply = nn.Module._apply, apply  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module._apply = own  # type: ignore[method-assign]
 
 
-def linear_shape(name: str, module: nn.Module) -> tuple[int, int]:
-    """``(inputs, outputs)`` of a linear map: ``nn.Linear``, or GPT-2's ``Conv1D`` whose weight is transposed."""
-    if isinstance(module, nn.Linear):
-        return module.in_features, module.out_features
-    weight = getattr(module, "weight", None)
-    if isinstance(weight, Tensor) and weight.ndim == 2 and type(module).__name__ == "Conv1D":
-        return int(weight.shape[0]), int(weight.shape[1])
-    raise ModelError(f"{name}: a {type(module).__name__} is no linear map; name others by hand with model.roles.")
+def _lora(base: BaseModel, method: MethodSpec) -> Attachment:
+    modules = modules_of(base.model, target_modules(base.roles, method, base.spec.name))
+    if not modules:
+        return Attachment(method)
+    ranks = module_ranks(method, list(modules)) if method.name == "lora" else dict.fromkeys(modules, method.first_r)
+    dtype = adapter_dtype(base.model.dtype, method)
+    factors = {}
+    for name, module in modules.items():
+        r, (inputs, outputs) = ranks[name], linear_shape(module)
+        factor = LowRank(_empty(dtype, r, inputs), _empty(dtype, outputs, r), method.scaling_at(r))
+        if method.name == "adalora":
+            factor.values = _empty(dtype, r, 1)
+        elif method.dora:
+            factor.magnitude = _empty(dtype, outputs)
+        if method.name == "lora" and method.init.startswith(MUTATING):
+            factor.initial = torch.empty_like(factor.A.detach()), torch.empty_like(factor.B.detach())
+        factors[name] = factor
+    return Attachment(method, factors=factors, dropout=method.dropout)
 
 
-def _lora(target: Target, method: MethodSpec, device: str | None) -> LowRank:
-    weight = target.module.weight
-    assert isinstance(weight, Tensor)
-    dtype = torch.promote_types(weight.dtype, torch.float32)  # as PEFT keeps them
-    return LowRank(
-        A=nn.Parameter(torch.empty(method.r, target.inputs, dtype=dtype, device=device)),
-        B=nn.Parameter(torch.empty(target.outputs, method.r, dtype=dtype, device=device)),
-        scaling=method.scaling,
-    )
+def _empty(dtype: torch.dtype, *shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.empty(*shape, dtype=dtype))
 
 
-METHODS: Mapping[str, Callable[[Target, MethodSpec, str | None], LowRank]] = {"lora": _lora}
-"""By name: the factors that a target gets, on a device (``None``: the default one)."""
-
-
-def parameters_by_role(found: list[Target], method: MethodSpec) -> dict[str, int]:
+def by_role(found: Attachment, base: BaseModel) -> dict[str, int]:
     """Trainable parameters by role. A fused matrix counts once, under all it plays: ``query+key+value``."""
+    played: dict[str, list[str]] = {}
+    for role in ROLES:
+        for name in base.roles.get(role, ()):
+            played.setdefault(name, []).append(role)
     counts: dict[str, int] = {}
-    for target in found:
-        role, factors = mask_name(target.roles), METHODS[method.name](target, method, "meta")
-        counts[role] = counts.get(role, 0) + factors.A.numel() + factors.B.numel()
+    for name, parameter in found.parameters().items():
+        parts = name.removeprefix(PREFIX).split(".")
+        ends = (".".join(parts[:n]) for n in range(len(parts), 0, -1))
+        module: str | None = next((end for end in ends if end in played), None)
+        role = OTHER if module is None else mask_name(tuple(played[module]))
+        counts[role] = counts.get(role, 0) + parameter.numel()
     return counts
-
-
-def attachment(found: list[Target], method: MethodSpec) -> Attachment:
-    """A lane's parameters without values: of the shapes, dtypes (float32, or float64 on a float64 base) and names
-    that :func:`lora_lab.methods.attach` gives. Call it under a ``FakeTensorMode``: they can be large.
-    """
-    factors = {target.name: METHODS[method.name](target, method, None) for target in found}
-    return Attachment(method, packable=True, factors=factors, dropout=method.dropout)

@@ -15,23 +15,41 @@ from typing import Any
 import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import _disable_current_modes
 from transformers import PreTrainedModel
 
-from lora_lab.models import load_meta, role_modules, total_parameters
+from lora_lab.methods import Attachment
+from lora_lab.methods.inits import MUTATING
+from lora_lab.models import BaseModel, load_meta, quantise, role_modules, total_parameters
+from lora_lab.models.quantised import constants, prime, steady
 from lora_lab.optim.optimizers import build
 from lora_lab.packing.forward import Part, losses_of
 from lora_lab.packing.inputs import Inputs, Sequences
 from lora_lab.packing.paths import Paths
 from lora_lab.packing.phases import heard_by
-from lora_lab.planner.adapters import attachment, parameters_by_role, targets
-from lora_lab.planner.ledger import Crest, Ledger
+from lora_lab.planner.adapters import attachment, by_role
+from lora_lab.planner.depth import Layers, cut, depths
+from lora_lab.planner.ledger import Ledger
+from lora_lab.planner.timeline import Crest, Timeline, extended
 from lora_lab.spec import MethodSpec, ModelSpec, OptimizerSpec, RunSpec
+from lora_lab.spec.method import METHODS
 
-PARTS = ("weights", "adapters", "gradients", "optimizer", "activations", "logits", "workspace")
-"""What a peak is made of. ``activations`` are what the forward keeps for the backward, their gradients and casts;
-``logits`` the same of the head; ``workspace`` is what one lane after the other makes for a moment."""
+PARTS = (
+    "weights",
+    "quantised_weights",
+    "quantisation_constants",
+    "adapters",
+    "gradients",
+    "optimizer",
+    "logits",
+    "workspace",
+    "activations",
+)
+"""What a peak is made of. ``quantisation_constants`` are the scales and code tables of quantised weights;
+``activations`` what the forward keeps for the backward, their gradients and casts; ``logits`` the same of the head;
+``workspace`` what one lane after the other, or one layer after the other, makes for a moment."""
 
-SHARED = ("weights", "workspace")
+SHARED = ("weights", "quantised_weights", "quantisation_constants", "workspace")
 """Parts that a pack holds once, however many lanes it has; of the others each lane has its own."""
 
 
@@ -56,17 +74,10 @@ class Shape:
     def of(spec: RunSpec, device: str, length: int | None = None, supervised: int | None = None) -> Shape:
         """The shape of a run's largest step; ``length`` and ``supervised`` tokens per sequence where known."""
         length = min(length or spec.data.max_length, spec.data.max_length)
-        method, optimizer = spec.method, spec.optimizer
+        optimizer = spec.optimizer
         return Shape(
             model=spec.model,
-            method=MethodSpec(
-                method.name,
-                r=method.r,
-                alpha=1.0,
-                roles=method.roles,
-                layers=method.layers,
-                dropout=0.5 if method.dropout else 0.0,
-            ),
+            method=_method_shape(spec.method),
             optimizer=OptimizerSpec(
                 optimizer.name.removeprefix("paged_"),  # as many bytes, if not all of them at once on the device
                 momentum=0.5 if optimizer.own.get("momentum") else 0.0,
@@ -84,6 +95,20 @@ class Shape:
         """This shape with other ``rows`` or ``length``; the supervised share stays."""
         new = replace(self, **changes)
         return replace(new, supervised=max(1, min(new.length - 1, self.supervised * new.length // self.length)))
+
+
+def _method_shape(method: MethodSpec) -> MethodSpec:
+    """``method`` with only what its memory depends on: how large numbers are does not matter, nor how they begin."""
+    if method.attaches_nothing:
+        return MethodSpec(roles=())
+    kept = {name: getattr(method, name) for name in METHODS[method.name]}
+    kept |= {"alpha": 1.0, "alpha_over_r": None, "rslora": False} if method.reads("alpha") else {}
+    if method.reads("dropout"):
+        kept["dropout"] = 0.5 if method.dropout else 0.0
+    if method.reads("init"):
+        kept |= {"init": "pissa" if method.init.startswith(MUTATING) else "default", "calibration_sequences": 1}
+    kept |= {"prompt_init": "random", "prompt_text": None} if method.reads("prompt_init") else {}
+    return MethodSpec(method.name, **kept)
 
 
 @dataclass(frozen=True)
@@ -115,31 +140,77 @@ class Trace:
         return min((budget - c.shared) // c.own for c in self.crests if c.own)
 
 
-@lru_cache(maxsize=128)
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A traced step: its moments, and its trainable parameters by role."""
+
+    timeline: Timeline
+    by_role: dict[str, int]
+
+
+@lru_cache(maxsize=512)
 def trace(shape: Shape) -> Trace:
-    """Trace one step of ``shape``; some seconds for a 7B model, no memory to speak of.
+    """Trace one step of ``shape``, without memory to speak of.
+
+    Where a model's layers repeat, two short versions of it are traced instead of all of it
+    (:mod:`lora_lab.planner.timeline`): half a second for a 7B model.
 
     Raises:
         ModelError, MethodError: the model's configuration cannot be read, or lacks a role that is asked for.
     """
     model = load_meta(shape.model)
-    roles = role_modules(model, shape.model) if shape.method.mask else {}
-    found = targets(model, roles, shape.method, shape.model.name)
-    by_role = parameters_by_role(found, shape.method)
-    total = total_parameters(model)
-    sequences = _sequences(shape)
-    inputs = Inputs.of([sequences], torch.device("cpu"), kernels=shape.device)
-    ledger = Ledger(SHARED)
+    step = _step_of_short(shape, model) or step_of(shape)
+    crests = step.timeline.crests(SHARED)
+    by_role = tuple(step.by_role.items())
+    total = sum(step.by_role.values())
+    return Trace(total, total_parameters(model), by_role, crests, step.timeline.flops)
+
+
+def _step_of_short(shape: Shape, model: PreTrainedModel) -> Step | None:
+    """The step of the whole model as two short versions of it tell it; ``None`` where they do not."""
+    method = shape.method
+    if method.layers or not method.one_rank or method.reads("top_layers"):
+        return None  # layers that are alike carry different adapters
+    cuts = depths(model)
+    if cuts is None:
+        return None
+    short, long = step_of(shape, cuts.short), step_of(shape, cuts.long)
+    timeline = extended(short.timeline, long.timeline, cuts.short, cuts.period, cuts.times)
+    if timeline is None:
+        return None
+    counts = {role: n + cuts.times * (long.by_role[role] - n) for role, n in short.by_role.items()}
+    return Step(timeline, counts)
+
+
+def step_of(shape: Shape, layers: int | None = None) -> Step:
+    """One step of one lane, with all of the model's layers or the first few of them."""
+    model = load_meta(shape.model)
+    ledger = Ledger(PARTS)
+    marks = None if layers is None else Layers(cut(model, layers), ledger.mark)
+    prime(shape.model)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu")  # where tensors without data pretend to be; on CUDA as much is allocated
         model.requires_grad_(False)
-        for tensor in (*model.parameters(), *model.buffers()):
-            ledger.book(tensor, "weights")
-        with ledger, heard_by(ledger.phase):
+        if shape.model.quantization != "none":
+            quantise(model, shape.model)
+            steady(model, shape.model)
+        _book_weights(model, ledger)
+        base = BaseModel(model, None, shape.model, role_modules(model, shape.model), torch.device("cpu"))
+        with ledger, heard_by(ledger.phase, None if marks is None else marks.begins):
             with ledger.phase("adapters"):
-                part = Part(attachment(found, shape.method), sequences, noise=0)
-            _train(model, shape, ledger, part, inputs)
-    return Trace(sum(by_role.values()), total, tuple(by_role.items()), tuple(ledger.crests), ledger.flops)
+                found = attachment(base, shape.method)
+            _train(base, shape, ledger, found)
+    return Step(Timeline.of(PARTS, ledger.moments, ledger.marks, ledger.flops), by_role(found, base))
+
+
+def _book_weights(model: PreTrainedModel, ledger: Ledger) -> None:
+    for tensor in (*model.parameters(), *model.buffers()):
+        ledger.book(tensor, "weights")
+    for module in model.modules():
+        if scales := constants(module):
+            ledger.book(module.get_parameter("weight"), "quantised_weights")
+            for tensor in scales:
+                ledger.book(tensor, "quantisation_constants")
 
 
 def _sequences(shape: Shape) -> Sequences:
@@ -148,17 +219,21 @@ def _sequences(shape: Shape) -> Sequences:
     return [(ids, supervised)] * shape.rows
 
 
-def _train(model: PreTrainedModel, shape: Shape, ledger: Ledger, part: Part, inputs: Inputs) -> None:
+def _train(base: BaseModel, shape: Shape, ledger: Ledger, found: Attachment) -> None:
     """A forward, backward and update that find the optimizer's state there, as all but the first step do."""
-    assert part.attachment is not None
-    paths, parameters = Paths(model, shape.device), list(part.attachment.parameters().values())
+    part = Part(found, _sequences(shape), noise=0)
+    sequences = part.laid_out
+    with _disable_current_modes():  # where tokens lie is known
+        inputs = Inputs.of([sequences], torch.device("cpu"), kernels=shape.device)
+    paths, parameters = Paths(base.model, shape.device), list(found.parameters().values())
     if not parameters:
+        ledger.begin()
         with ledger.phase("activations"), torch.no_grad():
             losses_of(paths, [part], inputs)
         return
-    paths.mount(part.attachment)
+    paths.mount(found)
     with ledger.phase("adapters"):
-        optimizer = build(shape.optimizer, part.attachment.parameters())
+        optimizer = build(shape.optimizer, found.parameters())
     with ledger.phase("gradients"):
         for parameter in parameters:
             parameter.grad = torch.empty_like(parameter)
@@ -166,10 +241,12 @@ def _train(model: PreTrainedModel, shape: Shape, ledger: Ledger, part: Part, inp
         optimizer.step()
     if not shape.accumulates:
         optimizer.zero_grad(set_to_none=True)
+    ledger.begin()
     with ledger.phase("activations"):
         (result,) = losses_of(paths, [part], inputs)
         result.losses.sum().backward()
         del result
+    ledger.mark(("after", 0))
     with ledger.phase("workspace"):
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()

@@ -8,6 +8,7 @@ import torch
 
 from lora_lab.methods import attach
 from lora_lab.models import load
+from lora_lab.models.quantised import constants
 from lora_lab.optim.optimizers import build
 from lora_lab.packing.forward import Part, token_losses
 from lora_lab.packing.paths import Mount
@@ -16,7 +17,7 @@ from lora_lab.planner.ledger import Ledger
 from lora_lab.spec import ROLES, BudgetSpec, DataSpec, MethodSpec, ModelSpec, OptimizerSpec, RunSpec, pairs
 
 
-def base(dtype):
+def base(dtype, quantization="none", double_quant=False):
     shape = {
         "model_type": "llama",
         "hidden_size": 64,
@@ -28,7 +29,14 @@ def base(dtype):
         "max_position_embeddings": 512,
         "tie_word_embeddings": True,
     }
-    return ModelSpec("small", source="random", dtype=dtype, config=pairs(shape))
+    return ModelSpec(
+        "small",
+        source="random",
+        dtype=dtype,
+        quantization=quantization,
+        double_quant=double_quant,
+        config=pairs(shape),
+    )
 
 
 def measured(spec, lanes):
@@ -38,9 +46,11 @@ def measured(spec, lanes):
     attachments = [attach(model, spec.method, seed) for seed in range(lanes)]
     parameters = [list(attachment.parameters().values()) for attachment in attachments]
     optimizers = [build(spec.optimizer, attachment.parameters()) for attachment in attachments]
-    ledger = Ledger()
-    for tensor in (*model.model.parameters(), *model.model.buffers(), *(p for mine in parameters for p in mine)):
-        ledger.book(tensor, "there before")
+    ledger = Ledger(data=True)
+    scales = [tensor for module in model.model.modules() for tensor in constants(module)]
+    trained = [parameter for mine in parameters for parameter in mine]
+    for tensor in (*scales, *model.model.parameters(), *model.model.buffers(), *trained):
+        ledger.book(tensor, "all")
     length = spec.data.max_length
     sequences = [(np.zeros(length, dtype=np.int64), np.ones(length, dtype=bool))] * spec.budget.micro
 
@@ -55,10 +65,9 @@ def measured(spec, lanes):
         mount.mount(attachment)
     with ledger:
         step()
-        ledger.crests.clear()
-        ledger.flops = 0
+        ledger.begin()
         step()
-    return max(crest.own for crest in ledger.crests), ledger.flops, attachments[0].count
+    return max(sum(live) for _, live in ledger.moments), ledger.flops, attachments[0].count
 
 
 BASIC = RunSpec(base("bfloat16"), data=DataSpec(max_length=64), budget=BudgetSpec(batch_size=4))
@@ -74,10 +83,12 @@ BASIC = RunSpec(base("bfloat16"), data=DataSpec(max_length=64), budget=BudgetSpe
         (replace(BASIC, data=DataSpec(max_length=200), method=MethodSpec(roles=("key", "mlp"))), 1),
         (replace(BASIC, model=base("float32"), method=MethodSpec(roles=("projection", "head"))), 1),
         (replace(BASIC, method=MethodSpec(roles=("value", "mlp", "head"), layers=(0, 2))), 1),
+        (replace(BASIC, model=base("bfloat16", "nf4")), 1),
+        (replace(BASIC, model=base("float32", "fp4", True), method=MethodSpec(r=64, roles=ROLES)), 1),
         (BASIC, 3),
         (replace(BASIC, model=base("float32"), method=MethodSpec(r=64, roles=ROLES)), 3),
     ],
-    ids=["q+v", "all r=64", "all r=64 sgd", "dropout", "long", "float32", "two layers", "3 lanes", "3 lanes all r=64"],
+    ids=["q+v", "all r=64", "sgd", "dropout", "long", "float32", "layers", "nf4", "fp4 twice", "3 lanes", "3 all r=64"],
 )
 def test_the_predicted_peak_is_the_measured_one(spec, lanes):
     bytes_there, flops_there, count = measured(spec, lanes)

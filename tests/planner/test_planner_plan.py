@@ -10,8 +10,9 @@ from lora_lab.errors import MethodError, ModelError, SpecError
 from lora_lab.models import load_meta, role_modules
 from lora_lab.planner import lanes_that_fit, plan
 from lora_lab.planner.adapters import parameters_by_role, targets
+from lora_lab.planner.depth import depths
 from lora_lab.planner.prediction import HEADROOM
-from lora_lab.planner.step import PARTS, SHARED
+from lora_lab.planner.step import PARTS, SHARED, Shape, timeline_of, trace
 from lora_lab.spec import ROLES, BudgetSpec, DataSpec, MethodSpec, ModelSpec, OptimizerSpec, RunSpec, pairs
 
 GB = 10**9
@@ -184,6 +185,45 @@ def test_a_role_that_the_model_lacks_is_refused():
     )
     with pytest.raises(MethodError, match="query"):
         planned(spec(by_hand))
+
+
+@pytest.mark.parametrize(
+    ("kind", "layers", "fields"),
+    [
+        ("llama", 8, {}),
+        ("gemma2", 13, {"head_dim": 16, "sliding_window": 8}),
+        ("qwen3", 8, {"head_dim": 16}),
+        ("phi3", 8, {"pad_token_id": 0}),
+        ("gpt_neox", 8, {"num_key_value_heads": None}),
+    ],
+)
+def test_short_versions_of_a_deep_model_tell_its_peak_to_the_byte(kind, layers, fields):
+    shape = SHAPE | fields | {"model_type": kind, "num_hidden_layers": layers}
+    base = ModelSpec(kind, source="random", config=pairs({k: v for k, v in shape.items() if v is not None}))
+    fused = ("query", "key", "value", "mlp") if kind in ("phi3", "gpt_neox") else ("query", "mlp")
+    runs = [
+        spec(base, roles=fused, dropout=0.1),
+        spec(replace(base, quantization="nf4"), roles=ROLES, r=64, length=160),
+    ]
+    if kind == "llama":
+        runs += [spec(base, roles=()), spec(base, roles=("head",)), spec(base, roles=("key",), rows=1, batch=4)]
+        runs += [spec(base, roles=ROLES, r=128, length=16, rows=1, optimizer="sgd")]
+    assert depths(load_meta(base)) is not None
+    for run in runs:
+        one = Shape.of(run, "cpu")
+        short, whole = trace(one), timeline_of(one)
+        for lanes in (1, 2, 30):
+            assert short.peak(lanes) == max(c.shared + lanes * c.own for c in whole.crests(SHARED))
+        assert short.flops == whole.flops
+
+
+def test_the_layers_of_a_model_that_do_not_repeat_are_all_traced():
+    base = model(num_hidden_layers=12)
+    assert trace(Shape.of(spec(base, layers=(3, 11)), "cpu")).peak() == max(
+        c.shared + c.own for c in timeline_of(Shape.of(spec(base, layers=(3, 11)), "cpu")).crests(SHARED)
+    )
+    gemma = {"head_dim": 16, "layer_types": ["full_attention"] * 11 + ["sliding_attention"], "sliding_window": 8}
+    assert depths(load_meta(model("gemma2", num_hidden_layers=12, **gemma))) is None
 
 
 GPT2 = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64, "vocab_size": 320}
