@@ -217,3 +217,13 @@ def test_a_target_that_matches_nothing_is_refused(method: str, tiny_base: Base) 
         del base.roles["mlp"]
         with pytest.raises(BadInput, match="mlp"):
             made(base, method, roles=ROLES)
+
+
+def test_what_may_train_in_the_base_is_left_as_it_was(tiny_base: Base) -> None:
+    base = tiny_base("llama")
+    base.model.get_input_embeddings().weight.requires_grad_(True)
+    for method in METHODS:
+        if (method, "llama") not in REFUSED:
+            made(base, method)
+            trains = [name for name, parameter in base.model.named_parameters() if parameter.requires_grad]
+            assert trains == ["model.embed_tokens.weight"], method

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_lab.errors import MethodError, SpecError
@@ -41,6 +41,7 @@ def test_shapes(fields: dict[str, Any], expected: list[int]) -> None:
     assert by_layer(**fields) == expected
 
 
+@settings(deadline=None)
 @given(st.integers(9, 400), st.sampled_from(["constant", "linear", "decay"]), st.integers(1, 64), st.integers(1, 64))
 def test_a_budget_is_spent_exactly_and_keeps_the_shape(budget: int, shape: str, r: int, last: int) -> None:
     spec = MethodSpec(r=r, rank_shape=shape, r_last=None if shape == "constant" else last, rank_budget=budget)
