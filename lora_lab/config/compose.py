@@ -24,7 +24,18 @@ from lora_lab.config.refusals import refusals
 from lora_lab.config.schema import RUN, SWEEP, check_tree
 from lora_lab.config.sweepfile import read_sweep_file, resolved_yaml
 from lora_lab.errors import ConfigError, SpaceError, nearest
-from lora_lab.spec import Execution, Objective, RunSpec, Space, Strategy, Sweep, TrackingSpec, from_tree, mask_of
+from lora_lab.spec import (
+    Execution,
+    LauncherSpec,
+    Objective,
+    RunSpec,
+    Space,
+    Strategy,
+    Sweep,
+    TrackingSpec,
+    from_tree,
+    mask_of,
+)
 
 VERSION_BASE = "1.3"
 RUN_ROOT = "lora_lab_run"
@@ -187,7 +198,7 @@ def _execution(tree: Mapping[str, Any]) -> Execution:
         folder=str(folder),
         storage=section["storage"],
         tracking=from_tree(TrackingSpec, tree["tracking"], "tracking"),
-        launcher=_strategy(tree, "launcher"),
+        launcher=_launcher(tree),
         max_lanes=None if lanes == "auto" else lanes,
         device=device_of(tree),
     )
@@ -199,12 +210,20 @@ def _run_keys() -> list[str]:
 
 def _strategy(tree: Mapping[str, Any], group: str) -> Strategy:
     strategy = from_tree(Strategy, tree[group], group)
-    known = options(group)
-    if strategy.name not in known:
-        raise ConfigError(
-            f"{group}: no option {strategy.name!r}{nearest(strategy.name, known)} Options: {', '.join(known)}."
-        )
+    _known(group, strategy.name)
     return strategy
+
+
+def _launcher(tree: Mapping[str, Any]) -> LauncherSpec:
+    launcher = from_tree(LauncherSpec, tree["launcher"], "launcher")
+    _known("launcher", launcher.name)
+    return launcher
+
+
+def _known(group: str, name: str) -> None:
+    known = options(group)
+    if name not in known:
+        raise ConfigError(f"{group}: no option {name!r}{nearest(name, known)} Options: {', '.join(known)}.")
 
 
 def _roles(said: Any) -> list[str]:

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lora_lab.errors import ConfigError, nearest
-from lora_lab.spec import Execution, Pairs, RunSpec, Strategy, Sweep, TrackingSpec
+from lora_lab.spec import Execution, LauncherSpec, Pairs, RunSpec, Sweep, TrackingSpec
 
 MISSING = "???"
 """OmegaConf's mark of a key that must be given."""
@@ -65,7 +65,7 @@ SweepKeys = _keys(
     *_some(RunKeys),
     *_some(Sweep, "sampler", "pruner"),
     ("tracking", TrackingSpec, dataclasses.field(default_factory=TrackingSpec)),
-    ("launcher", Strategy, dataclasses.field(default_factory=lambda: Strategy("local"))),
+    ("launcher", LauncherSpec, dataclasses.field(default_factory=LauncherSpec)),
     ("pack", PackSection, dataclasses.field(default_factory=PackSection)),
     ("sweep", SweepSection, dataclasses.field(default_factory=SweepSection)),
 )

@@ -52,6 +52,28 @@ def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     return tensors, state
 
 
+def fork(parent: Path, folder: Path, key: str, *, fresh_optimizer: bool) -> int:
+    """Begin a run in ``folder`` where the checkpoint of ``parent`` stands; returns its step.
+
+    With ``fresh_optimizer`` the optimizer's state is left out: it is another optimizer's.
+
+    Raises:
+        CheckpointError: ``parent`` has no checkpoint, or a damaged one.
+    """
+    found = read(parent)
+    if found is None:
+        raise CheckpointError(
+            f"{parent / FILE}: not there; it was removed by prune-files, or launcher.keep_checkpoints is false. "
+            "Nothing can branch off that run."
+        )
+    tensors, state = found
+    if fresh_optimizer:
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("optimizer.")}
+        state["optimizer"] = {}
+    write(folder, tensors, state | {"key": key})
+    return int(state["step"])
+
+
 _REMEDY = "Delete it to train this run again from its beginning."
 
 

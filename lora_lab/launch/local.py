@@ -1,4 +1,4 @@
-"""The local launcher: one worker, in this process."""
+"""A worker in this process."""
 
 from __future__ import annotations
 
@@ -41,8 +41,10 @@ def run(
             interrupt=interrupt,
             lanes=lambda spec: lanes_for(sweep, spec, execution),
             device=execution.device,
+            checkpoint_seconds=execution.launcher.checkpoint_seconds,
+            keep_checkpoints=execution.launcher.keep_checkpoints,
             say=say,
-            asked=lambda: settled(study.counts().runs),
+            asked=lambda: settled(study.settled()),
         )
         return worker.work()
 

@@ -1,10 +1,11 @@
 """What a run, a space, a sweep and a result are. Frozen values and plain functions; stdlib only."""
 
 from lora_lab.spec.data import DataSpec
+from lora_lab.spec.launcher import LauncherSpec
 from lora_lab.spec.method import MethodSpec
 from lora_lab.spec.model import FOUR_BIT, ModelSpec
 from lora_lab.spec.optimizer import OptimizerSpec, ScheduleSpec
-from lora_lab.spec.ports import Controller, Recorder, Verdict
+from lora_lab.spec.ports import Controller, Order, Recorder, Verdict
 from lora_lab.spec.result import SETTLED, EvalMetrics, Outcome, RunResult, StepMetrics, run_id
 from lora_lab.spec.roles import ROLES, Mask, all_masks, mask_name, mask_of
 from lora_lab.spec.run import BudgetSpec, EvaluationSpec, RunSpec
@@ -26,12 +27,14 @@ __all__ = [
     "Execution",
     "FloatRange",
     "IntRange",
+    "LauncherSpec",
     "Mask",
     "Masks",
     "MethodSpec",
     "ModelSpec",
     "Objective",
     "OptimizerSpec",
+    "Order",
     "Outcome",
     "Pairs",
     "Point",

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lora_lab.errors import SpecError
+from lora_lab.spec.launcher import LauncherSpec
 from lora_lab.spec.run import RunSpec
 from lora_lab.spec.space import Point, Space
 from lora_lab.spec.tree import Pairs, from_tree, pairs, to_tree
@@ -171,7 +172,7 @@ class Execution:
     folder: str
     storage: str | None = None
     tracking: TrackingSpec = TrackingSpec()
-    launcher: Strategy = Strategy("local")
+    launcher: LauncherSpec = LauncherSpec()
     max_lanes: int | None = None
     device: str = "auto"
 
