@@ -23,7 +23,7 @@ from typing import NoReturn, Protocol, cast
 import lora_lab
 from lora_lab.errors import ConfigError, Interrupted, LoraLabError, nearest
 
-VERBS = ("sweep", "train", "status", "report", "compare", "ui", "doctor", "plan", "data")
+VERBS = ("sweep", "train", "status", "report", "compare", "ui", "doctor", "plan", "data", "worker")
 """In the order that ``--help`` shows them."""
 ALLOW_CODE = "allow_code=true"
 """Lets a configuration name Python functions of the user's (``data=callable``)."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import math
 import os
@@ -79,10 +78,13 @@ def status_tree(record: SweepRecord, results: Sequence[Mapping[str, Any]]) -> di
     it is running and a run has been settled.
     """
     from lora_lab.spec import SETTLED
+    from lora_lab.study.look import living, look
 
     outcomes = Counter(str(tree["outcome"]) for tree in results)
     settled = sum(count for outcome, count in outcomes.items() if outcome in SETTLED)
-    worker = working(record.folder)
+    study = look(record.folder)
+    workers = [called(worker.process) for worker in living(study)] if study is not None else []
+    worker = workers[0] if workers else None
     active = active_runs(record, {str(t["run"]) for t in results if t["outcome"] in SETTLED}, worker is not None)
     state = "running" if worker else "done" if settled >= record.planned_runs else "paused"
     return {
@@ -91,6 +93,8 @@ def status_tree(record: SweepRecord, results: Sequence[Mapping[str, Any]]) -> di
         "key": record.key,
         "state": state,
         "worker": worker,
+        "workers": workers,
+        "halted": study.halted if study is not None else None,
         "planned_trials": record.planned_trials,
         "trials": len({tree["trial"] for tree in results}),
         "planned_runs": record.planned_runs,
@@ -102,19 +106,9 @@ def status_tree(record: SweepRecord, results: Sequence[Mapping[str, Any]]) -> di
     }
 
 
-def working(folder: Path) -> str | None:
-    """Who works on the sweep now (``process 123 on host``), by the lock on its folder; ``None`` when nobody does."""
-    try:
-        file = os.open(folder / ".lock", os.O_RDONLY)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return os.pread(file, 200, 0).decode(errors="replace") or "another process"
-    finally:
-        os.close(file)
-    return None
+def called(process: Mapping[str, Any]) -> str:
+    """``process 123 on host``."""
+    return f"process {process['pid']} on {process['host']}"
 
 
 def active_runs(record: SweepRecord, settled: set[str], busy: bool) -> list[ActiveRun]:
@@ -211,7 +205,8 @@ def _screen(tree: Mapping[str, Any], resume: str) -> None:
     from lora_lab.cli.summary import say
 
     console = Console()
-    by = f" by {tree['worker']}" if tree["worker"] else ""
+    more = f" and {len(tree['workers']) - 1} more" if len(tree["workers"]) > 1 else ""
+    by = f" by {tree['worker']}{more}" if tree["worker"] else ""
     say(console, f"Sweep {tree['sweep']} in {tree['folder']}: {tree['state']}{by}", style="bold")
     said = [f"{count} {OUTCOME_WORDS[outcome]}" for outcome, count in tree["outcomes"].items()]
     outcomes = f" ({', '.join(said)})" if said else ""
@@ -231,6 +226,8 @@ def _screen(tree: Mapping[str, Any], resume: str) -> None:
         say(console, f"Best so far: {best_text(tree['best'])}")
     if tree["eta_seconds"] is not None:
         say(console, f"About {duration(tree['eta_seconds'])} left")
+    if tree["halted"]:
+        say(console, f"Stopped: {tree['halted']}")
     if tree["state"] == "paused":
         say(console, f"Go on with: {resume}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,21 +90,29 @@ def _check_input(composed: Composed) -> None:
 
 def _train(composed: Composed, study: Study, console: Console, command: str) -> None:
     from lora_lab.cli.progress import Progress
-    from lora_lab.launch import local
-    from lora_lab.tracking import open_tracker
+    from lora_lab.launch import local, supervise
+    from lora_lab.study.lines import file_lock
+    from lora_lab.tracking import Untracked, open_tracker
 
     sweep, execution = composed.sweep, composed.execution
     counts = study.counts()
     _say_store(composed, console)
-    tracker = open_tracker(sweep, execution)
+    stack = contextlib.ExitStack()
+    # One process sends what all workers write; a second one would send it twice.
+    mine = stack.enter_context(file_lock(Path(execution.folder) / ".tracking.lock", wait=False))
+    tracker = open_tracker(sweep, execution) if mine else Untracked()
     tracker.start()
     try:
         with Progress(console, counts.planned_runs, counts.runs, paths=sweep.space.paths) as progress:
             if counts.runs:
                 progress.say(f"going on: {counts.runs} of {counts.planned_runs} runs are settled")
-            finished = local.run(sweep, execution, study, progress, say=progress.say, settled=progress.set_done)
+            if execution.launcher.workers == 1:
+                finished = local.run(sweep, execution, study, progress, say=progress.say, settled=progress.set_done)
+            else:
+                finished = supervise.run(execution, study, progress, say=progress.say, settled=progress.set_done)
     finally:
         lag = tracker.close()
+        stack.close()
     if lag:
         console.print(
             f"MLflow has not got {lag.runs} runs yet ({lag.error or 'it was too slow'}); nothing is lost, "
@@ -111,8 +120,13 @@ def _train(composed: Composed, study: Study, console: Console, command: str) -> 
             style="yellow",
             soft_wrap=True,
         )
+    done = study.counts()
+    if done.halted is not None:
+        raise RunFailed(
+            f"The sweep was stopped: {done.halted}. {done.runs} of {done.planned_runs} runs are settled. Go on with: "
+            f"{command}; train the failed ones again with: {typed(['lora-lab', 'retry', execution.folder])}"
+        )
     if not finished:
-        done = study.counts()
         raise Interrupted(
             f"Interrupted; {done.runs} of {done.planned_runs} runs are settled and the others are saved. "
             f"Go on with: {command}"

@@ -24,8 +24,10 @@ class Lines:
     back before the next write instead of spoiling the file for ever. With ``durable`` every append is fsynced.
     """
 
-    def __init__(self, path: Path, *, durable: bool, remedy: str) -> None:
+    def __init__(self, path: Path, *, durable: bool, remedy: str, writes: bool = True) -> None:
         """Open or create ``path``; cut a torn last line back. ``remedy`` ends the message about a spoilt file.
+
+        Without ``writes`` nothing is touched, and a file that is not there is found out when it is read.
 
         Raises:
             SweepFolderError: the file cannot be created or written.
@@ -34,8 +36,9 @@ class Lines:
         self._durable = durable
         self._remedy = remedy
         self._ends = [0]
-        with self.locked() as file:
-            _cut_torn_line(file, path)
+        if writes:
+            with self.locked() as file:
+                _cut_torn_line(file, path)
 
     def read(self, start: int) -> Iterator[Any]:
         """Yield the entries from number ``start`` on.

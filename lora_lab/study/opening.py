@@ -82,12 +82,7 @@ def join_study(path: Path, storage: str | None, name: str | None) -> Opened:
     folder = SweepFolder(path)
     mirror = Mirror(storage, folder.path)
     try:
-        names = mirror.names()
-        chosen = name or (names[0] if len(names) == 1 else None)
-        if chosen is None and storage is not None:
-            raise SweepFolderError(
-                f"the storage holds {len(names)} studies ({', '.join(names[:8]) or 'none'}); say which: --name NAME."
-            )
+        chosen = name or (_chosen(mirror.names(), None) if storage is not None else None)
         session = Session(open_log(storage, folder.path, chosen or ""), samples=True)
         try:
             session.sync()
@@ -108,6 +103,38 @@ def join_study(path: Path, storage: str | None, name: str | None) -> Opened:
     sweep = Sweep.from_tree(tree)
     folder.store_sweep(sweep)
     return sweep, folder, session, mirror, chosen or sweep.name
+
+
+def folder_in(storage: str, name: str | None) -> Path:
+    """The folder of the study in ``storage``, as it is called on the machine where the sweep was begun.
+
+    Raises:
+        StorageError: the storage cannot be reached.
+        SweepFolderError: it holds no such study, or several and ``name`` is not given.
+    """
+    mirror = Mirror(storage, Path())
+    try:
+        chosen = _chosen(mirror.names(), name)
+    finally:
+        mirror.close()
+    session = Session(open_log(storage, Path(), chosen), samples=False)
+    try:
+        session.sync()
+        if session.state.folder is None:
+            raise SweepFolderError(f"study '{chosen}' in the storage was not begun by lora-lab.")
+        return Path(session.state.folder)
+    except Unreachable as error:
+        raise gone(error.url, error.cause) from error
+    finally:
+        session.log.close()
+
+
+def _chosen(names: list[str], name: str | None) -> str:
+    if name is None and len(names) != 1:
+        raise SweepFolderError(
+            f"the storage holds {len(names)} studies ({', '.join(names[:8]) or 'none'}); say which: --name NAME."
+        )
+    return name or names[0]
 
 
 def open_log(storage: str | None, folder: Path, name: str) -> Log:

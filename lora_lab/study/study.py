@@ -106,6 +106,8 @@ class Study:
         self._twins: dict[str, set[str]] = {}
         self._orders: Mapping[str, Order] = {}
         self._lease: Lease | None = None
+        self._nothing = (-1, False)
+        """How far the log was, and for what company, when there was nothing to hand out: it is so until there is news."""
         self._keeper = Keeper(session, mirror, name, launcher.lease_seconds, self._look)
 
     @staticmethod
@@ -165,7 +167,7 @@ class Study:
         ``company``: the run would train beside others; what is to be trained alone is kept back then.
         """
         with self._session.lock:
-            if self._lease is None and not self.waiting():
+            if (self._session.state.count, company) == self._nothing or (self._lease is None and not self.waiting()):
                 return None
             worker = self._worker()
             run, settled = self._session.transact(lambda: self._next(worker, company))
@@ -174,6 +176,8 @@ class Study:
                 self._held[run.id] = run
             elif worker in self._session.state.lapsed:
                 return self.next_run(company=company)
+            else:
+                self._nothing = (self._session.state.count, company)
             return run
 
     def waiting(self) -> bool:
