@@ -107,7 +107,7 @@ class Study:
         self._orders: Mapping[str, Order] = {}
         self._lease: Lease | None = None
         self._nothing = (-1, False)
-        """How far the log was, and for what company, when there was nothing to hand out: it is so until there is news."""
+        """How far the log was, and for what company, when there was nothing to hand out: until there is news."""
         self._keeper = Keeper(session, mirror, name, launcher.lease_seconds, self._look)
 
     @staticmethod
