@@ -132,6 +132,8 @@ def record_of(tree: Mapping[str, Any], folder: Path) -> SweepRecord:
 def read_results(folder: Path | str) -> list[dict[str, Any]]:
     """The trees of all ``<folder>/runs/*/result.json``, in the order of their run ids; empty where there are none.
 
+    Runs that branched off another (``lora-lab extend`` and ``clone``) are not the sweep's own and are left out.
+
     Raises:
         CheckpointError: a file is torn, or is not a run's result; it is named.
     """
@@ -143,7 +145,7 @@ def read_results(folder: Path | str) -> list[dict[str, Any]]:
     results = []
     for name in names:
         tree = read_result(runs / name)
-        if tree is not None:
+        if tree is not None and tree.get("parent") is None:
             results.append(tree)
     results.sort(key=lambda tree: (tree["trial"], tree["seed"]))
     return results

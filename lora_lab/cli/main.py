@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import keyword
 import os
 import sys
 import traceback
@@ -23,7 +24,8 @@ from typing import NoReturn, Protocol, cast
 import lora_lab
 from lora_lab.errors import ConfigError, Interrupted, LoraLabError, nearest
 
-VERBS = ("sweep", "train", "status", "report", "compare", "ui", "doctor", "plan", "data", "worker")
+STUDY_VERBS = ("worker", "stop", "extend", "clone", "retry", "cancel", "export", "import", "prune-files")
+VERBS = ("sweep", "train", "status", "report", "compare", "ui", "doctor", "plan", "data", *STUDY_VERBS)
 """In the order that ``--help`` shows them."""
 ALLOW_CODE = "allow_code=true"
 """Lets a configuration name Python functions of the user's (``data=callable``)."""
@@ -114,7 +116,8 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _verb(name: str) -> Verb:
-    return cast(Verb, importlib.import_module(f"lora_lab.cli.{name}"))
+    module = name.replace("-", "_")
+    return cast(Verb, importlib.import_module(f"lora_lab.cli.{module}{'_' if keyword.iskeyword(module) else ''}"))
 
 
 def _overview() -> str:

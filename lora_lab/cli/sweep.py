@@ -92,6 +92,7 @@ def _train(composed: Composed, study: Study, console: Console, command: str) -> 
     from lora_lab.cli.progress import Progress
     from lora_lab.launch import local, supervise
     from lora_lab.study.lines import file_lock
+    from lora_lab.study.state import CANCELLED
     from lora_lab.tracking import Untracked, open_tracker
 
     sweep, execution = composed.sweep, composed.execution
@@ -121,6 +122,8 @@ def _train(composed: Composed, study: Study, console: Console, command: str) -> 
             soft_wrap=True,
         )
     done = study.counts()
+    if done.halted == CANCELLED:
+        raise Interrupted(f"Cancelled; {done.runs} of {done.planned_runs} runs are settled. Go on with: {command}")
     if done.halted is not None:
         raise RunFailed(
             f"The sweep was stopped: {done.halted}. {done.runs} of {done.planned_runs} runs are settled. Go on with: "

@@ -9,7 +9,7 @@ events know the same. Events are JSON objects; ``op`` says which:
 ``leave``   ``worker``: it ends, and gives back what it holds
 ``lapse``   ``worker``, ``why``: it gave no sign of life; others take what it held
 ``ask``     ``trial``, ``params``, ``system``, ``study`` (what the sampler noted), ``refused``: a trial's point
-``branch``  ``trial``, ``seed``, ``parent``, ``overrides``, ``ready``: a run that goes on from another's checkpoint
+``branch``  ``trial``, ``seed``, ``parent``, ``overrides``, ``waits``: a run that goes on from another's checkpoint
 ``claim``   ``worker``, ``run``, ``key``: the run is handed to the worker; the event's number is the claim
 ``back``    ``run``, ``cause``, ``alone``, ``halvings``: its holder gives it back
 ``report``  ``run``, ``step``, ``loss``: an evaluation, where a pruner looks
@@ -18,6 +18,7 @@ events know the same. Events are JSON objects; ``op`` says which:
 ``late``    ``run``, ``worker``, ``outcome``: a result that was refused, because its run was somebody else's by then
 ``retry``   ``runs``: results taken back
 ``order``   ``run``, ``order``: somebody wants a run stopped or saved
+``bare``    ``runs``: their adapters and checkpoints were removed
 ``saved``   ``run``, ``step``: its checkpoint is there to branch from
 ``halt``    ``message``: nothing is handed out any more
 ``go``      from here on it is again
@@ -29,7 +30,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -39,6 +40,30 @@ from lora_lab.study.log import Event
 SHARED = frozenset({Outcome.COMPLETED, Outcome.PRUNED, Outcome.DIVERGED})
 """Outcomes that belong to the experiment itself, so that an equal key has them too. (The others depend on
 the machine and the company: such a run is tried again under its other name.)"""
+CANCELLED = "cancelled"
+"""The message of a ``halt`` that somebody asked for."""
+OPS = frozenset(
+    [
+        "sweep",
+        "join",
+        "leave",
+        "lapse",
+        "ask",
+        "branch",
+        "claim",
+        "back",
+        "report",
+        "prune",
+        "settle",
+        "late",
+        "retry",
+        "order",
+        "saved",
+        "bare",
+        "halt",
+        "go",
+    ]
+)
 FIRST_BRANCH = 100_000
 """Branches are numbered from here, beside the sampler's trials."""
 
@@ -72,12 +97,12 @@ class TrialState:
 
 @dataclass
 class RunState:
-    """One run: in the queue, held under a claim, waiting for its parent (``ready`` is false), or settled."""
+    """One run: in the queue, held under a claim, waiting for its parent to be ``saved`` or ``settled``, or settled."""
 
     id: str
     trial: int
     seed: int
-    ready: bool = True
+    waits: str | None = None
     holder: str | None = None
     claim: int | None = None
     key: str | None = None
@@ -92,7 +117,7 @@ class RunState:
     @property
     def queued(self) -> bool:
         """It may be handed out."""
-        return self.ready and self.holder is None and self.result is None
+        return self.waits is None and self.holder is None and self.result is None
 
 
 @dataclass
@@ -135,6 +160,8 @@ class State:
 
     def apply(self, event: Event) -> None:
         """Take in the next event of the log."""
+        if event["op"] not in OPS:
+            raise KeyError(event["op"])
         getattr(self, f"_{event['op']}")(event)
         if "tx" in event:
             author, _, _ = event["tx"].rpartition(":")
@@ -215,7 +242,7 @@ class State:
         trial = TrialState(number, {}, parent=event["parent"], overrides=event["overrides"], seed=seed)
         self.trials[number] = trial
         self.branches.setdefault(event["parent"], []).append(run_id(number, seed))
-        run = RunState(run_id(number, seed), number, seed, ready=event["ready"])
+        run = RunState(run_id(number, seed), number, seed, waits=event["waits"])
         self.runs[run.id] = run
         heapq.heappush(self._queue, (number, seed))
 
@@ -271,14 +298,14 @@ class State:
             self.failures[failure(result.message)] += 1
         if self.trials[run.trial].seed is None and self.outcomes(run.trial) is not None:
             self.finished.append(run.trial)
-        self._release(run.id)
+        self._release(run.id, ("saved", "settled"))
 
-    def _release(self, parent: str) -> None:
+    def _release(self, parent: str, waits: tuple[str, ...]) -> None:
         """Let the branches go that waited for ``parent``."""
         for name in self.branches.get(parent, ()):
             run = self.runs[name]
-            if not run.ready:
-                run.ready = True
+            if run.waits in waits:
+                run.waits = None
                 heapq.heappush(self._queue, (run.trial, run.seed))
 
     def _late(self, event: Event) -> None:
@@ -303,7 +330,12 @@ class State:
         run.saved = event["step"]
         if run.order == "save":
             run.order = None
-        self._release(run.id)
+        self._release(run.id, ("saved",))
+
+    def _bare(self, event: Event) -> None:
+        for name in event["runs"]:
+            if (result := self.results.get(name)) is not None:
+                self.runs[name].result = self.results[name] = replace(result, adapter=None)
 
     def _halt(self, event: Event) -> None:
         self.halted = event["message"]
