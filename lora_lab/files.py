@@ -88,6 +88,7 @@ def folder_errors(path: Path) -> Iterator[None]:
         remedies = {
             errno.ENOSPC: "The disk is full: free some space, or move the sweep with sweep.dir=FOLDER.",
             errno.EDQUOT: "The disk quota is used up: free some space, or move the sweep with sweep.dir=FOLDER.",
+            errno.EFBIG: "A file may not grow so large there: raise that limit (ulimit -f), or use sweep.dir=FOLDER.",
             errno.ENOENT: "No folder can be made there: choose another place with sweep.dir=FOLDER.",
             errno.EACCES: "No permission to write there: choose another place with sweep.dir=FOLDER.",
             errno.EPERM: "No permission to write there: choose another place with sweep.dir=FOLDER.",

@@ -20,6 +20,8 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+from permissions import ordinary
+
 PRELOAD = [
     "lora_lab.cli.main",
     "lora_lab.cli.sweep",
@@ -86,10 +88,17 @@ def context() -> ForkServerContext:
     return found
 
 
-def start(folder: Path, *words: str, dies: Death | HalfWrite | None = None, limit: int | None = None) -> Started:
-    """Run ``lora-lab`` with ``words`` in ``folder``; ``limit``: no file may grow beyond so many bytes."""
+def start(
+    folder: Path,
+    *words: str,
+    dies: Death | HalfWrite | None = None,
+    limit: int | None = None,
+    as_user: bool = False,
+) -> Started:
+    """Run ``lora-lab`` with ``words`` in ``folder``; ``limit``: no file may grow beyond so many bytes; ``as_user``:
+    permissions count for it, also where it is root's."""
     output = folder / f"output-{time.monotonic_ns()}.txt"
-    process = context().Process(target=_run, args=(str(folder), str(output), words, dies, limit))
+    process = context().Process(target=_run, args=(str(folder), str(output), words, dies, limit, as_user))
     process.start()
     return Started(process, output)
 
@@ -102,7 +111,9 @@ def until(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> Non
         time.sleep(0.02)
 
 
-def _run(folder: str, output: str, words: tuple[str, ...], dies: Death | HalfWrite | None, limit: int | None) -> None:
+def _run(
+    folder: str, output: str, words: tuple[str, ...], dies: Death | HalfWrite | None, limit: int | None, as_user: bool
+) -> None:
     os.chdir(folder)
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
@@ -123,7 +134,8 @@ def _run(folder: str, output: str, words: tuple[str, ...], dies: Death | HalfWri
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     from lora_lab.cli.main import main
 
-    code = main(list(words))
+    with ordinary() if as_user else contextlib.nullcontext():
+        code = main(list(words))
     sys.stdout.flush()
     os._exit(code)
 
