@@ -56,6 +56,7 @@ class Pack:
         recorder, controller: the ports of :mod:`lora_lab.spec.ports`.
         max_lanes: lanes at most; halved by itself whenever the device runs out of memory.
         checkpoint_seconds: a lane is saved at a step boundary when its last checkpoint is older than this.
+        keep_checkpoints: a lane that ends well leaves a checkpoint from which it could go on.
     """
 
     def __init__(
@@ -65,10 +66,12 @@ class Pack:
         controller: Controller,
         max_lanes: int,
         checkpoint_seconds: float = CHECKPOINT_SECONDS,
+        *,
+        keep_checkpoints: bool = False,
     ) -> None:
         self.base, self.recorder, self.controller = base, recorder, controller
         self.max_lanes = max_lanes
-        self.checkpoint_seconds = checkpoint_seconds
+        self.checkpoint_seconds, self.keep_checkpoints = checkpoint_seconds, keep_checkpoints
         self.mount = Mount(base)
         self.flops = Flops(base)
         self.lanes: list[Lane] = []
@@ -93,6 +96,8 @@ class Pack:
                 ended += self._step()
             for end in ended:
                 if end.lane is not None and end.outcome in (Outcome.COMPLETED, Outcome.PRUNED):
+                    if self.keep_checkpoints:
+                        self._keep(end.lane)
                     end.lane.finish()
             if ended:
                 yield ended

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from pathlib import Path
 
 from lora_lab.engine import checkpoint
 from lora_lab.engine.lane import Lane
-from lora_lab.errors import CheckpointError, SweepFolderError
+from lora_lab.errors import CheckpointError
 from lora_lab.files import read_json, write_bytes, write_json
 from lora_lab.spec import Outcome
 
 METRICS = "metrics.jsonl"
 PARENT = "parent.json"
-
-log = logging.getLogger(__name__)
 
 
 def take_over(folder: Path, attempt: int) -> None:
@@ -47,13 +44,8 @@ def parent_step(folder: Path) -> int | None:
 
 
 def finish(lane: Lane | None, outcome: Outcome, *, keep: bool) -> None:
-    """Keep the last checkpoint of a run that others may branch off, or remove it once there is a result."""
+    """Remove the checkpoint of a run that has its result, unless others may branch off it."""
     if lane is None or outcome in (Outcome.PREEMPTED, Outcome.OUT_OF_MEMORY):
         return
     if not keep or outcome not in (Outcome.COMPLETED, Outcome.PRUNED):
         (lane.job.folder / checkpoint.FILE).unlink(missing_ok=True)
-        return
-    try:
-        lane.save()
-    except SweepFolderError as error:
-        log.warning("%s: its last checkpoint is not kept: %s", lane.run, error)

@@ -119,7 +119,7 @@ class Worker:
         """Train one pack after another task on ``first``'s base, until none is left that can join it."""
         lanes = 1 if first.alone else self.lanes(first.spec)  # before the weights take their share of what is free
         base = self._resident(first.spec.model)
-        pack = Pack(base, self.recorder, self, lanes, self.checkpoint_seconds)
+        pack = Pack(base, self.recorder, self, lanes, self.checkpoint_seconds, keep_checkpoints=self.keep_checkpoints)
         if lanes > 1:
             self.say(f"training up to {lanes} runs at once on {base.device}")
         self._crowd = 0
