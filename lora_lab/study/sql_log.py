@@ -15,7 +15,7 @@ from sqlalchemy.engine import Connection, make_url
 
 from lora_lab.study.lines import file_lock
 from lora_lab.study.log import Append, Event, Unreachable
-from lora_lab.study.storage import gone
+from lora_lab.study.storage import created_once, gone
 
 META = sa.MetaData()
 STUDIES = sa.Table("lora_lab_studies", META, sa.Column("study", sa.String(512), primary_key=True))
@@ -61,10 +61,7 @@ class SqlLog:
         self._url = url
         self._turn: tuple[int, Connection] | None = None  # the thread that writes now, and what with
         with self._reached(), self._queued():
-            try:
-                self._create()
-            except (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.ProgrammingError):  # another worker was faster
-                self._create()
+            created_once(self._create)
 
     def read(self, start: int) -> list[Event]:
         """See :class:`~lora_lab.study.log.Log`."""

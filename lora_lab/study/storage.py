@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import logging
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 import sqlalchemy as sa
@@ -18,6 +20,11 @@ from lora_lab.errors import StorageError
 from lora_lab.study.journal import Journal
 
 JOURNAL = "study.journal"
+Made = TypeVar("Made")
+
+log = logging.getLogger(__name__)
+
+CREATE_TRIES = 5
 CONNECT_SECONDS = 5
 """How long a database may take to answer before it counts as unreachable."""
 SQLITE_LOCK_SECONDS = 30
@@ -36,7 +43,24 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
     if url is None:
         return JournalStorage(Journal(folder / JOURNAL))
     with _understood(url), reachable(url):
-        return RDBStorage(url, engine_kwargs={"connect_args": _connect_args(url), "pool_pre_ping": True})
+        return created_once(
+            lambda: RDBStorage(url, engine_kwargs={"connect_args": _connect_args(url), "pool_pre_ping": True})
+        )
+
+
+def created_once(create: Callable[[], Made]) -> Made:
+    """``create()``, tried again where another worker creates the same tables at the same moment."""
+    for _ in range(CREATE_TRIES - 1):
+        try:
+            return create()
+        except (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.ProgrammingError, StorageInternalError) as error:
+            log.info("another worker creates the study's tables: %s", error)
+            time.sleep(0.2)
+        except sqlalchemy.exc.OperationalError as error:
+            if "already exists" not in str(error):
+                raise
+            time.sleep(0.2)
+    return create()
 
 
 def engine_of(url: str) -> sa.Engine:

@@ -59,7 +59,7 @@ def test_two_that_start_at_once_share_the_work(tmp_path: Path, same: Same) -> No
     assert len(claims) == 6 and len(set(claims)) == 2
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_preempted_with_five_seconds_of_grace(how: signal.Signals, tmp_path: Path, same: Same) -> None:
     worker = start(tmp_path, *SWEEP, "launcher.checkpoint_seconds=1000")
     until(lambda: begun(tmp_path / FOLDER), "training")

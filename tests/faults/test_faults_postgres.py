@@ -32,7 +32,9 @@ def test_restarted_and_away_in_the_middle_of_a_sweep(
     words = (*SWEEP, f"sweep.storage={url}", "pack.max_lanes=1")
     workers = [start(tmp_path, *words) for _ in range(2)]
     folder = tmp_path / "runs" / "rank_alpha"
-    until(lambda: len(list(folder.glob("runs/*/metrics.jsonl"))) >= 2, "both to train")
+    log = open_log(url, folder, "rank_alpha")
+    until(lambda: sum(event["op"] == "join" for event in log.read(0)) == 2, "both to train")
+    log.close()
     own_server.stop()  # immediate: as a crash
     own_server.start()
     until(lambda: any(folder.glob("runs/*/result.json")), "a result")
