@@ -8,13 +8,15 @@ from collections.abc import Callable
 
 from lora_lab.errors import LoraLabError
 from lora_lab.spec import Sweep
-from lora_lab.study.lease import BEATS_A_LEASE, Watch
+from lora_lab.study.lease import BEATS_A_LEASE, Watch, clock
 from lora_lab.study.log import Unreachable
 from lora_lab.study.mirror import Mirror
 from lora_lab.study.session import Session
 
 LOOK_SECONDS = 1.0
 """How often the log is looked at, at least: an order is heard within this."""
+CLOSING_SECONDS = 20.0
+"""How long the last worker copies trials at most before it ends; the next start goes on."""
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +51,8 @@ class Keeper:
         """Copy what is left to Optuna's storage if nobody else will, and give its connections back."""
         try:
             if not self._session.state.workers:
-                self._copy()
+                until = clock() + CLOSING_SECONDS
+                self._copy(lambda: clock() < until)
         except (Unreachable, LoraLabError) as error:
             log.warning("Optuna's storage has not got all trials, the next start copies them: %s", error)
         finally:
@@ -62,7 +65,7 @@ class Keeper:
                 self._bury()
                 self._heard()
                 if self._is_oldest():
-                    self._copy()
+                    self._copy(lambda: not self._stopped.is_set())
             except (Unreachable, LoraLabError) as error:
                 log.info("the study's storage is away, it is tried again: %s", error)
 
@@ -86,7 +89,7 @@ class Keeper:
     def _is_oldest(self) -> bool:
         return next(iter(self._session.state.workers), None) == self._worker
 
-    def _copy(self) -> None:
+    def _copy(self, go_on: Callable[[], bool]) -> None:
         session = self._session
         with session.lock:
             tree = session.state.sweep
@@ -96,4 +99,4 @@ class Keeper:
         sweep = Sweep.from_tree({name: value for name, value in tree.items() if name != "key"})
         with session.log.mirroring() as mine:
             if mine:
-                self._mirror.copy(sweep, self._name, trials)
+                self._mirror.copy(sweep, self._name, trials, go_on)

@@ -8,6 +8,7 @@ Its trials are numbered as ours; branches are not in it, for no sampler drew the
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import optuna
@@ -61,8 +62,8 @@ class Mirror:
                 )
             return trials
 
-    def copy(self, sweep: Sweep, name: str, trials: list[FrozenTrial]) -> None:
-        """Bring the copy up to ``trials``, in their order.
+    def copy(self, sweep: Sweep, name: str, trials: list[FrozenTrial], go_on: Callable[[], bool]) -> None:
+        """Bring the copy up to ``trials``, in their order, as long as ``go_on`` says so; the rest is for the next time.
 
         Raises:
             StorageError: the storage is away.
@@ -75,9 +76,12 @@ class Mirror:
                 self._study.set_user_attr(SWEEP_ATTR, tree)
             there = self._study.get_trials(deepcopy=False)
             for trial in trials:
+                if trial.number in self._settled:
+                    continue
+                if not go_on():
+                    return
                 if trial.number < len(there):
-                    if trial.number not in self._settled:
-                        self._update(there[trial.number], trial)
+                    self._update(there[trial.number], trial)
                 else:
                     self.storage.create_new_trial(self._study._study_id, template_trial=trial)
                 if trial.state.is_finished():

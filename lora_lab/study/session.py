@@ -115,7 +115,7 @@ class Session:
     def _apply(self, event: Event) -> None:
         try:
             self.state.apply(event)
-        except (KeyError, AttributeError) as error:
+        except (KeyError, AttributeError, TypeError, ValueError) as error:
             raise StorageError(
                 f"event {self.state.count} of the study's log ({event.get('op')!r}) makes no sense after those before "
                 f"it ({error!r}). It was written by another version of lora-lab, or altered."

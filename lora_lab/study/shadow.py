@@ -28,10 +28,10 @@ from lora_lab.study.verdict import verdict
 
 PRUNED_ATTR = "lora_lab.pruned_at"
 REFUSED_ATTR = "lora_lab.refused"
-SEEN = 500
+SEEN = 300
 """Finished trials that TPE looks at, at most."""
-BEST = 100
-"""So many of them are the best."""
+BEST = 50
+"""So many of them are the best; TPE takes 25 at most for its good ones."""
 
 
 class Shadow:
