@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from lora_lab.files import write_text
     from lora_lab.study import Study
     from lora_lab.tracking import check as check_tracking
+    from lora_lab.worker.figures import figures_on
     from lora_lab.worker.preflight import check_folder
 
     overrides = list(args.overrides)
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         _check_input(composed)
     check_folder(folder)
     console = Console(highlight=False)
-    with Study.open(composed.sweep, composed.execution) as study:
+    with Study.open(composed.sweep, composed.execution, figures_on(composed.execution.device)) as study:
         write_text(folder / "config.yaml", composed.yaml)
         counts = study.counts()
         left = counts.planned_runs - counts.runs
@@ -151,6 +152,10 @@ def _say_store(composed: Composed, console: Console) -> None:
     from lora_lab.tracking import redact, resolve_uri, ui_command
 
     console.print(f"sweep   {composed.execution.folder}", soft_wrap=True)
+    if composed.sweep.design is not None:
+        console.print(f"design  {composed.sweep.design.sentence}", soft_wrap=True)
+        for line in composed.sweep.design.aliases:
+            console.print(f"        aliased: {line}", soft_wrap=True)
     if composed.execution.tracking.name == "mlflow":
         uri = resolve_uri(composed.execution.tracking)
         console.print(f"MLflow  {redact(uri)}   (open it with: {redact(typed(ui_command(uri)))})", soft_wrap=True)

@@ -26,6 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folder", help="where the sweep's folder is on this machine (default: where it was begun)")
     parser.add_argument("--device", help="the device to train on (default: as the sweep was started with)")
     parser.add_argument("--lanes", type=int, help="runs at once (default: as the sweep was started with)")
+    parser.add_argument("--allow-code", action="store_true", help="let the sweep's _target_ import from any package")
     parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
 
 
@@ -39,13 +40,15 @@ def run(args: argparse.Namespace) -> int:
     """
     from lora_lab.launch import local
     from lora_lab.study import Study
+    from lora_lab.worker.figures import figures_on
     from lora_lab.worker.tee import Tee
 
     execution, name = execution_for(args)
     if args.parent is not None:
         _end_with(args.parent)
     folder = Path(execution.folder)
-    with Study.join(folder, execution.storage, name, execution.launcher) as study:
+    figures = figures_on(execution.device)
+    with Study.join(folder, execution.storage, name, execution.launcher, figures, allow_code=args.allow_code) as study:
         _say(f"working on {study.sweep.name} in {folder}")
         done = local.run(study.sweep, execution, study, Tee([]), say=_say, settled=lambda runs: None)
         counts = study.counts()
@@ -75,7 +78,7 @@ def execution_from(tree: dict[str, Any], folder: Path, *, device: str | None, la
     """The execution that ``execution.json`` tells of, on this machine."""
     from lora_lab.spec import Execution, from_tree
 
-    fields = {key: value for key, value in tree.items() if key != "study"} | {"folder": str(folder)}
+    fields = {key: value for key, value in tree.items() if key not in ("study", "allow_code")} | {"folder": str(folder)}
     if device is not None:
         fields["device"] = device
     if lanes is not None:

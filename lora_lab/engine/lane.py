@@ -41,7 +41,8 @@ TAIL = 0.1
 class LaneJob:
     """A run for the engine: its spec, its tokenised data, and the folder of its files.
 
-    ``key`` is what its checkpoints are known by, where that is not the spec's (other micro-batches, a branch).
+    ``key`` is what its checkpoints are known by, where that is not the spec's (other micro-batches, a branch). After
+    step ``stem`` a checkpoint is kept for longer runs to begin from.
     """
 
     run: str
@@ -49,6 +50,7 @@ class LaneJob:
     data: Tokenised
     folder: Path
     key: str | None = None
+    stem: int | None = None
 
     @property
     def checkpoint_key(self) -> str:
@@ -177,8 +179,13 @@ class Lane:
     @property
     def evaluation_due(self) -> bool:
         """The step just taken is one after which the lane is evaluated."""
+        return self.done or self.evaluation_regular
+
+    @property
+    def evaluation_regular(self) -> bool:
+        """... and would be were the run longer."""
         every = self.spec.evaluation.every_steps
-        return self.done or (every is not None and self.step > 0 and self.step % every == 0)
+        return every is not None and self.step > 0 and self.step % every == 0
 
     @property
     def held_out(self) -> Split:
@@ -202,7 +209,7 @@ class Lane:
 
     # -- files ----------------------------------------------------------------------------------------
 
-    def save(self) -> None:
+    def save(self, file: str = checkpoint.FILE) -> None:
         """Write the checkpoint from which this lane goes on as if it had never stopped."""
         tensors = {f"adapter.{k}": v for k, v in self.attachment.state_dict().items()}
         tensors |= {f"best.{k}": v for k, v in self.best_tensors.items()}
@@ -223,7 +230,7 @@ class Lane:
         if self.optimizer is not None:
             found, state["optimizer"] = export_state(self.optimizer)
             tensors |= {f"optimizer.{k}": v for k, v in found.items()}
-        checkpoint.write(self.job.folder, tensors, state)
+        checkpoint.write(self.job.folder, tensors, state, file)
         self.saved_at = time.monotonic()
 
     def save_adapter(self, base_name: str) -> Path | None:

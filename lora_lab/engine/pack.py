@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lora_lab.engine import curvature
+from lora_lab.engine import checkpoint, curvature
 from lora_lab.engine.cost import Flops, resident_bytes
 from lora_lab.engine.evaluate import Candidate, evaluate
 from lora_lab.engine.lane import Lane, LaneJob
@@ -40,12 +40,14 @@ Source = Callable[[], LaneJob | None]
 
 @dataclass(frozen=True, eq=False)
 class LaneEnd:
-    """A lane that left the pack. ``lane`` is ``None`` where it could not even be built."""
+    """A lane that left the pack. ``lane`` is ``None`` where it could not even be built. ``paused``: the controller
+    wanted it out of its slot, and may want it back."""
 
     job: LaneJob
     lane: Lane | None
     outcome: Outcome
     message: str | None = None
+    paused: bool = False
 
 
 class Pack:
@@ -153,10 +155,10 @@ class Pack:
         self._waiting = deque(lane for lane in self._waiting if id(lane) not in gone)
         return ended
 
-    def _keep(self, lane: Lane) -> None:
+    def _keep(self, lane: Lane, file: str = checkpoint.FILE) -> None:
         """Save a lane that goes on; a disk that is full now does not end its training."""
         try:
-            lane.save()
+            lane.save(file)
         except SweepFolderError as error:
             lane.saved_at = time.monotonic()
             log.warning("%s goes on without a new checkpoint: %s", lane.run, error)
@@ -249,7 +251,13 @@ class Pack:
         for lane, metrics in moved:
             self.recorder.step(lane.run, metrics)
         diverged = {id(end.lane) for end in ended}
-        ended += self._judge([lane for lane, _ in moved if id(lane) not in diverged])
+        going = [lane for lane, _ in moved if id(lane) not in diverged]
+        stems = [lane for lane in going if lane.step == lane.job.stem]
+        for lane in (lane for lane in stems if not lane.evaluation_regular):
+            self._keep(lane, checkpoint.STEM)
+        ended += self._judge(going)
+        for lane in (lane for lane in stems if lane.evaluation_regular):
+            self._keep(lane, checkpoint.STEM)
         gone = {id(end.lane) for end in ended}
         self.lanes = [lane for lane in self.lanes if id(lane) not in gone]
         for lane in self.lanes:
@@ -266,10 +274,16 @@ class Pack:
             if not math.isfinite(lane.last.loss):
                 message = f"held-out loss {lane.last.loss:g} at step {lane.step}"
                 ended.append(LaneEnd(lane.job, lane, Outcome.DIVERGED, message))
-            elif lane.done:
+                continue
+            if lane.done:
                 ended.append(LaneEnd(lane.job, lane, Outcome.COMPLETED))
-            elif self.controller.decide(lane.run, lane.last) is Verdict.STOP:
+                continue
+            verdict = self.controller.decide(lane.run, lane.last)
+            if verdict is Verdict.STOP:
                 ended.append(LaneEnd(lane.job, lane, Outcome.PRUNED, f"pruned at step {lane.step}"))
+            elif verdict is Verdict.PAUSE:
+                lane.save()
+                ended.append(LaneEnd(lane.job, lane, Outcome.PREEMPTED, paused=True))
         return ended
 
     def _evaluate(self, lanes: list[Lane]) -> None:

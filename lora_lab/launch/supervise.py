@@ -89,6 +89,8 @@ def _start(number: int, execution: Execution) -> _Child:
     if execution.storage is not None:
         environment[STORAGE_VARIABLE] = execution.storage
     words = [sys.executable, "-m", "lora_lab.cli.main", "worker", str(folder), "--parent", str(os.getpid())]
+    if execution.allow_code:
+        words.append("--allow-code")
     with output.open("ab") as file:
         process = subprocess.Popen(
             words, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True

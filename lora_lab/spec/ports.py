@@ -19,6 +19,7 @@ class Verdict(Enum):
 
     CONTINUE = "continue"
     STOP = "stop"
+    PAUSE = "pause"
 
 
 class Order(Enum):
@@ -57,7 +58,7 @@ class Controller(Protocol):
     """Steers lanes at evaluations and packs at step boundaries."""
 
     def decide(self, run: str, metrics: EvalMetrics) -> Verdict:
-        """CONTINUE, or STOP: the lane ends PRUNED at this step."""
+        """CONTINUE; STOP: the lane ends PRUNED at this step; PAUSE: it is saved and leaves, perhaps to come back."""
 
     def orders(self) -> Mapping[str, Order]:
         """What to do at this step boundary with lanes by run; asked for at every one, so it must be cheap."""

@@ -84,9 +84,14 @@ def _hints(kind: type) -> dict[str, Any]:
 
 
 def at_path(tree: Mapping[str, Any], path: str) -> Any:
-    """The value at a dotted config path of a tree; raises ``KeyError`` where there is none."""
+    """The value at a dotted config path of a tree; raises ``KeyError`` where there is none.
+
+    A list of names is a set of switches: ``method.roles.query`` is whether ``query`` is in ``method.roles``.
+    """
     value: Any = tree
     for part in path.split("."):
+        if isinstance(value, (list, tuple)) and not isinstance(value, Pairs):
+            return part in value
         if not isinstance(value, Mapping) or part not in value:
             raise KeyError(path)
         value = value[part]
@@ -94,14 +99,22 @@ def at_path(tree: Mapping[str, Any], path: str) -> Any:
 
 
 def with_paths(tree: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of ``tree`` with the value at each dotted path replaced (or added)."""
+    """A copy of ``tree`` with the value at each dotted path replaced (or added).
+
+    Below a list of names, a true value puts the name in and a false one takes it out (see :func:`at_path`).
+    """
     out: dict[str, Any] = _copy(tree)
     for path, value in values.items():
         *parents, leaf = path.split(".")
         node = out
-        for part in parents:
+        for part in parents[:-1]:
             node = node.setdefault(part, {})
-        node[leaf] = value
+        inner = node.setdefault(parents[-1], {}) if parents else node
+        if isinstance(inner, (list, tuple)):
+            rest = [name for name in inner if value or name != leaf]
+            node[parents[-1]] = [*rest, leaf] if value and leaf not in rest else rest
+        else:
+            inner[leaf] = value
     return out
 
 

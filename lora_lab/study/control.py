@@ -23,7 +23,7 @@ from lora_lab.study.parameters import decode
 from lora_lab.study.session import Session
 from lora_lab.study.state import CANCELLED, FIRST_BRANCH, RunState, TrialState
 from lora_lab.study.storage import gone
-from lora_lab.study.verdict import mean_objective
+from lora_lab.study.verdict import value_of
 
 RETRIED = (Outcome.FAILED, Outcome.OUT_OF_MEMORY)
 CHECKPOINT = "checkpoint.safetensors"
@@ -128,12 +128,12 @@ class Control:
         Metrics and results stay, and so does what a branch waits for.
         """
         state = self._session.state
-        sign = 1 if self.sweep.objective.direction == "minimize" else -1
+        first = self.sweep.targets[0]
         values: list[tuple[float, int]] = []
         for number in state.trials:
-            value = mean_objective(state.outcomes(number) or [], self.sweep.objective)
+            value = value_of(state.so_far(number) or [], first)
             if value is not None:
-                values.append((sign * value, number))
+                values.append((first.sign * value, number))
         best = {number for _, number in sorted(values)[:keep]}
         needed = {result.adapter for result in state.results.values() if result.trial in best}
         waiting = {
@@ -246,7 +246,7 @@ class Control:
 
     def _weights(self, run: str) -> list[Path]:
         folder = self._folder.path / "runs" / run
-        names = ("adapter", "best", CHECKPOINT, "checkpoint.damaged")
+        names = ("adapter", "best", CHECKPOINT, "checkpoint.damaged", "stem.safetensors")
         return [folder / name for name in names if (folder / name).exists()]
 
 

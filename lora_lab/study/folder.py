@@ -21,7 +21,7 @@ from sqlalchemy.engine import make_url
 
 from lora_lab.errors import CheckpointError, SpecError, SweepFolderError
 from lora_lab.files import folder_errors, read_json, write_json
-from lora_lab.spec import Execution, RunResult, Sweep, to_tree
+from lora_lab.spec import EXTENSIBLE, Execution, RunResult, Sweep, to_tree
 
 MINIMUM_FREE = 8 << 20
 """Bytes that must be free to begin: results and the journal of some thousand runs. Adapters come on top."""
@@ -125,11 +125,11 @@ MISSING = "(absent)"
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """The config paths at which two sweep trees differ, with both values.
 
-    What may change between one start and the next (name, trials, repeats) is left out.
+    What may change between one start and the next (name, trials, repeats, …) is left out.
     """
     out = _differences("", before.get("base", {}), now.get("base", {}))
     for name in dict.fromkeys([*before, *now]):
-        if name not in ("base", "name", "trials", "repeats"):
+        if name not in ("base", *EXTENSIBLE):
             out += _differences(f"sweep.{name}", before.get(name, MISSING), now.get(name, MISSING))
     return out
 

@@ -98,7 +98,7 @@ class Mirror:
         return optuna.create_study(
             storage=self.storage,
             study_name=name,
-            direction=StudyDirection[sweep.objective.direction.upper()],
+            directions=[StudyDirection[objective.direction.upper()] for objective in sweep.targets],
             load_if_exists=True,
         )
 

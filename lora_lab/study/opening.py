@@ -10,17 +10,19 @@ from pathlib import Path
 from optuna.trial import FrozenTrial
 
 from lora_lab.errors import CheckpointError, LoraLabError, SweepFolderError
-from lora_lab.spec import Execution, RunResult, Sweep, run_id, thaw
+from lora_lab.spec import Execution, RunResult, Sweep, run_id, thaw, to_tree
 from lora_lab.study.file_log import FileLog
 from lora_lab.study.folder import SweepFolder, same_sweep
+from lora_lab.study.imports import taken_over
 from lora_lab.study.log import Log, Unreachable
 from lora_lab.study.mirror import Mirror
-from lora_lab.study.parameters import decode, distributions, encode
+from lora_lab.study.parameters import decode, encode, whole
+from lora_lab.study.pruners import pruner_of
+from lora_lab.study.samplers import sampler_of
 from lora_lab.study.session import Session
 from lora_lab.study.shadow import REFUSED_ATTR
 from lora_lab.study.sql_log import SqlLog
 from lora_lab.study.storage import engine_of, gone
-from lora_lab.study.strategies import pruner_of, sampler_of
 
 RESULT_ATTR = "lora_lab.result.s"
 """Where earlier versions kept results: user attributes of Optuna's trials."""
@@ -32,7 +34,7 @@ Opened = tuple[Sweep, SweepFolder, Session, Mirror, str]
 
 def open_study(sweep: Sweep, execution: Execution) -> Opened:
     """See :meth:`lora_lab.study.Study.open`."""
-    sampler_of(sweep), pruner_of(sweep)
+    sampler_of(sweep, allow_code=execution.allow_code), pruner_of(sweep, allow_code=execution.allow_code)
     folder = SweepFolder(Path(execution.folder))
     stored = folder.stored_sweep()
     if stored is not None:
@@ -42,7 +44,8 @@ def open_study(sweep: Sweep, execution: Execution) -> Opened:
         names = mirror.names() if execution.storage is None else []
         # A journal is the sweep's own and keeps its first name when the sweep is renamed.
         name = names[0] if names else sweep.name
-        session = Session(open_log(execution.storage, folder.path, name), samples=True)
+        log_there = open_log(execution.storage, folder.path, name)
+        session = Session(log_there, samples=True, allow_code=execution.allow_code)
     except BaseException:
         mirror.close()
         raise
@@ -77,13 +80,13 @@ def open_study(sweep: Sweep, execution: Execution) -> Opened:
     return sweep, folder, session, mirror, name
 
 
-def join_study(path: Path, storage: str | None, name: str | None) -> Opened:
+def join_study(path: Path, storage: str | None, name: str | None, allow_code: bool = False) -> Opened:
     """See :meth:`lora_lab.study.Study.join`."""
     folder = SweepFolder(path)
     mirror = Mirror(storage, folder.path)
     try:
         chosen = name or (_chosen(mirror.names(), None) if storage is not None else None)
-        session = Session(open_log(storage, folder.path, chosen or ""), samples=True)
+        session = Session(open_log(storage, folder.path, chosen or ""), samples=True, allow_code=allow_code)
         try:
             session.sync()
             if session.state.sweep is None:
@@ -164,11 +167,14 @@ def _begin(
         _go_on(session, sweep, folder, {})
         return
     _say_sweep(session, sweep, folder)
+    if sweep.imports:
+        imported = taken_over(sweep, folder.path)
+        taken = [result.to_tree() for result in imported.results]
+        session.do("import", points=to_tree(imported.points), results=taken)
     points = {result.trial: thaw(result.point) for result in results.values() if result.parent is None}
-    names = set(distributions(sweep.space))
     for number in range(max([*points, len(trials) - 1], default=-1) + 1):
         frozen = trials[number] if number < len(trials) else None
-        if frozen is not None and set(frozen.params) == names:
+        if frozen is not None and whole(sweep.space, sweep.base, frozen.params):
             refused = frozen.user_attrs.get(REFUSED_ATTR)
             session.do("ask", trial=number, params=frozen.params, system=frozen.system_attrs, refused=refused)
         elif number in points:

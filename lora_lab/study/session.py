@@ -28,12 +28,14 @@ log = logging.getLogger(__name__)
 class Session:
     """A log and the state it adds up to. Methods may be called from several threads."""
 
-    def __init__(self, log: Log, *, samples: bool, name: str | None = None) -> None:
-        """``samples``: also keep Optuna's view of the trials (:attr:`shadow`), to ask and to prune."""
+    def __init__(self, log: Log, *, samples: bool, name: str | None = None, allow_code: bool = False) -> None:
+        """``samples``: also keep Optuna's view of the trials (:attr:`shadow`), to ask and to prune. ``allow_code``:
+        its sampler and pruner may be from any package."""
         self.log = log
         self.name = name or new_name()
         self.lock = threading.RLock()
         self._samples = samples
+        self._allow_code = allow_code
         self._transactions = 0
         self._events: list[Event] = []
         self._tx = ""
@@ -123,7 +125,7 @@ class Session:
         if self._samples:
             if self._shadow is None and event["op"] == "sweep":
                 tree = {name: value for name, value in event["tree"].items() if name != "key"}
-                self._shadow = Shadow(Sweep.from_tree(tree), self.state)
+                self._shadow = Shadow(Sweep.from_tree(tree), self.state, allow_code=self._allow_code)
             if self._shadow is not None:
                 self._shadow.follow(event)
 

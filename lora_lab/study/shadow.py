@@ -20,11 +20,13 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from lora_lab.spec import Sweep
+from lora_lab.study.judge import COSTS_ATTR, Judge
 from lora_lab.study.log import Event
-from lora_lab.study.parameters import distributions
+from lora_lab.study.parameters import distributions, suggest
+from lora_lab.study.samplers import sampler_of
 from lora_lab.study.state import State
-from lora_lab.study.strategies import pruner_of, sampler_of
 from lora_lab.study.verdict import verdict
+from lora_lab.study.view import PAUSED_ATTR
 
 PRUNED_ATTR = "lora_lab.pruned_at"
 REFUSED_ATTR = "lora_lab.refused"
@@ -37,21 +39,22 @@ BEST = 50
 class Shadow:
     """Optuna's view of a :class:`State`; call :meth:`follow` with each event after the state has taken it in."""
 
-    def __init__(self, sweep: Sweep, state: State) -> None:
+    def __init__(self, sweep: Sweep, state: State, *, allow_code: bool = False) -> None:
         """
         Raises:
             SpecError: the sampler, the pruner or one of their options is unknown.
         """
         self.sweep, self._state = sweep, state
         self._storage = _Trials()
+        self._allow_code = allow_code
         self._distributions = distributions(sweep.space)
         self.study = optuna.create_study(
             storage=self._storage,
             study_name=sweep.name,
-            direction=StudyDirection[sweep.objective.direction.upper()],
-            sampler=sampler_of(sweep),
-            pruner=pruner_of(sweep),
+            directions=[StudyDirection[objective.direction.upper()] for objective in sweep.targets],
+            sampler=sampler_of(sweep, allow_code=allow_code),
         )
+        self.judge = Judge(sweep, state, self.study, allow_code=allow_code)
         self._drawn: FrozenTrial | None = None
         self._told = 0
         self._values: dict[int, float] = {}
@@ -66,7 +69,8 @@ class Shadow:
         self._storage.shown = self._shown()
         noted = dict(self._storage.get_study_system_attrs(self.study._study_id))
         try:
-            asked = self.study.ask(self._distributions)
+            asked = self.study.ask()
+            suggest(asked, self.sweep.space, self.sweep.base)
         finally:
             self._storage.shown = None
         self._drawn = self._storage.get_trial(asked._trial_id)
@@ -85,7 +89,7 @@ class Shadow:
         trials), and hardly learns from the thousandth mediocre point. Beyond :data:`SEEN` finished trials it sees the
         best :data:`BEST` of them and a fixed pseudo-random choice of the others; and all that are not finished.
         """
-        if self.sweep.sampler.name != "tpe" or len(self._values) <= SEEN:
+        if self.sweep.sampler.name != "tpe" or len(self.sweep.targets) > 1 or len(self._values) <= SEEN:
             return None
         numbers = np.fromiter(self._values, dtype=np.int64, count=len(self._values))
         values = np.fromiter(self._values.values(), dtype=np.float64, count=len(self._values))
@@ -103,15 +107,17 @@ class Shadow:
                 self._report(event)
             case "prune":
                 self._set(event["trial"], user={PRUNED_ATTR: event["step"]})
+            case "rung":
+                self._set(event["trial"], user={PAUSED_ATTR: event["step"]})
+            case "promote":
+                self._set(event["trial"], user={PAUSED_ATTR: None})
+            case "import":
+                self.study.sampler = sampler_of(self.sweep, allow_code=self._allow_code, head=self._state.imported)
             case "settle" | "sweep":
                 finished = self._state.finished
                 while self._told < len(finished):
                     self._tell(finished[self._told])
                     self._told += 1
-
-    def prune(self, number: int) -> bool:
-        """Whether the pruner would end the trial now. Its last report must have been followed."""
-        return self.study.pruner.prune(self.study, self._trial(number))
 
     def mean(self, number: int, step: int) -> float | None:
         """The mean loss of a trial's runs at a step; ``None`` while one has not reported it."""
@@ -128,6 +134,8 @@ class Shadow:
         else:
             self._storage.add(self.study._study_id, event, self._distributions)
         self._unfinished[event["trial"]] = None
+        if event.get("costs"):
+            self._set(event["trial"], user={COSTS_ATTR: event["costs"]})
         if event.get("refused") is not None:
             del self._unfinished[event["trial"]]
             self._set(event["trial"], state=TrialState.FAIL, user={REFUSED_ATTR: event["refused"]})
@@ -141,14 +149,15 @@ class Shadow:
         results = self._state.outcomes(number)
         if results is None:  # taken back by a retry later in the log
             return
-        state, value = verdict(results, self.sweep.objective, self._state.results.values())
-        if state is TrialState.PRUNED and value is None:
+        state, told = verdict(results, self.sweep.targets, self._state.results.values())
+        if state is TrialState.PRUNED and len(self.sweep.targets) == 1:
             reported = self._trial(number).intermediate_values
-            value = reported[max(reported)] if reported else None
-        self._set(number, state=state, value=value)
+            told = [reported[max(reported)]] if reported else None
+        self._set(number, state=state, told=told)
         self._unfinished.pop(number, None)
-        if state is TrialState.COMPLETE and value is not None:
-            self._values[number] = value if self.sweep.objective.direction == "minimize" else -value
+        if state is TrialState.COMPLETE and told is not None:
+            objective = self.sweep.targets[0]
+            self._values[number] = told[0] if objective.direction == "minimize" else -told[0]
         elif state is TrialState.PRUNED:
             self._values[number] = math.inf
 
@@ -161,7 +170,7 @@ class Shadow:
         number: int,
         *,
         state: TrialState | None = None,
-        value: float | None = None,
+        told: list[float] | None = None,
         values: Mapping[int, float] | None = None,
         user: Mapping[str, Any] | None = None,
     ) -> None:
@@ -170,7 +179,8 @@ class Shadow:
             number=number,
             trial_id=trial._trial_id,
             state=state or trial.state,
-            value=value if state is not None else trial.value,
+            value=None,
+            values=told if state is not None else trial.values,
             params=trial.params,
             distributions=trial.distributions,
             user_attrs={**trial.user_attrs, **(user or {})},

@@ -23,6 +23,8 @@ events know the same. Events are JSON objects; ``op`` says which:
 ``halt``    ``message``: nothing is handed out any more
 ``go``      from here on it is again
 ==========  ===================================================================================================
+
+The events that steer the search stand in :mod:`.course`.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from enum import StrEnum
 from typing import Any
 
 from lora_lab.spec import Outcome, RunResult, pairs, run_id
+from lora_lab.study.course import COURSE_OPS, Course
 from lora_lab.study.log import Event
 
 SHARED = frozenset({Outcome.COMPLETED, Outcome.PRUNED, Outcome.DIVERGED})
@@ -62,6 +65,7 @@ OPS = frozenset(
         "bare",
         "halt",
         "go",
+        *COURSE_OPS,
     ]
 )
 FIRST_BRANCH = 100_000
@@ -130,10 +134,11 @@ class WorkerState:
     runs: set[str] = field(default_factory=set)
 
 
-class State:
+class State(Course):
     """The sum of a log's first :attr:`count` events."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.count = 0
         self.sweep: dict[str, Any] | None = None
         self.folder: str | None = None
@@ -182,7 +187,7 @@ class State:
                     continue
                 seen.add(place)
                 later.append(place)
-                if run.seed not in self.seeds_of(self.trials[run.trial]):
+                if run.seed not in self.seeds_of(self.trials[run.trial]) or self.at_rung(run):
                     continue
                 yield run
         finally:
@@ -193,12 +198,28 @@ class State:
         """The seeds a trial is to be trained with."""
         if trial.refused is not None:
             return ()
-        return self.seeds if trial.seed is None else (trial.seed,)
+        if trial.seed is not None:
+            return (trial.seed,)
+        steps = self.steps.get(trial.number)
+        return (*self.seeds, *(s for s in steps.further if s not in self.seeds)) if steps else self.seeds
+
+    def at_rung(self, run: RunState) -> bool:
+        """It was given back at a rung, and waits there: for the trial's other runs, or to be promoted."""
+        steps = self.steps.get(run.trial)
+        return steps is not None and run.seed in steps.kept
 
     def outcomes(self, number: int) -> list[RunResult] | None:
         """The results of a trial's runs; ``None`` while one is missing."""
         found = [self.results.get(run_id(number, seed)) for seed in self.seeds_of(self.trials[number])]
         return None if None in found else [result for result in found if result is not None]
+
+    def so_far(self, number: int) -> list[RunResult] | None:
+        """The settled results of a trial; ``None`` until those of the seeds that every trial has are all there."""
+        trial = self.trials[number]
+        if trial.seed is None and any(run_id(number, seed) not in self.results for seed in self.seeds):
+            return None
+        found = [self.results.get(run_id(number, seed)) for seed in self.seeds_of(trial)]
+        return [result for result in found if result is not None] or None
 
     def held(self) -> int:
         """How many runs are handed out."""
@@ -209,6 +230,7 @@ class State:
     def _sweep(self, event: Event) -> None:
         self.sweep, self.folder = event["tree"], event["folder"]
         self.seeds = tuple(event["seeds"])
+        self.stopped = None
         finished = set(self.finished)
         for trial in self.trials.values():
             if trial.seed is None and trial.refused is None:
@@ -279,6 +301,25 @@ class State:
         if run.result is None:
             heapq.heappush(self._queue, (run.trial, run.seed))
 
+    def _pause(self, event: Event) -> None:
+        run = self.runs[event["run"]]
+        self.steps_of(run.trial).kept[run.seed] = RunResult.from_tree(event["result"])
+        self._free(run)
+
+    def _promote(self, event: Event) -> None:
+        steps = self.steps_of(event["trial"])
+        steps.paused_at = None
+        for seed in steps.kept:
+            heapq.heappush(self._queue, (event["trial"], seed))
+        steps.kept.clear()
+
+    def _seed(self, event: Event) -> None:
+        number, seed = event["trial"], event["seed"]
+        self.steps_of(number).further.append(seed)
+        name = run_id(number, seed)
+        self.runs.setdefault(name, RunState(name, number, seed))
+        heapq.heappush(self._queue, (number, seed))
+
     def _report(self, event: Event) -> None:
         run = self.runs[event["run"]]
         self.trials[run.trial].losses.setdefault(event["step"], {})[run.seed] = event["loss"]
@@ -291,6 +332,8 @@ class State:
         run = self.runs[result.run]
         run.result = self.results[run.id] = result
         run.order = None
+        if run.trial in self.steps:
+            self.steps[run.trial].kept.pop(run.seed, None)
         self._free(run)
         if result.outcome in SHARED:
             self.by_key.setdefault(result.key, result)

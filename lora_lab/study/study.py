@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -17,31 +18,39 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from lora_lab.errors import LoraLabError, SpecError
+from lora_lab.errors import BadInput, LoraLabError
 from lora_lab.spec import (
     SETTLED,
     EvalMetrics,
     Execution,
+    Figures,
     LauncherSpec,
     Order,
     Outcome,
     RunResult,
     RunSpec,
+    Stop,
     Sweep,
     Verdict,
     pairs,
+    violated,
 )
+from lora_lab.spec.prefix import staged
 from lora_lab.study import opening, rules
 from lora_lab.study.branches import branch_key, branch_point, branch_spec
 from lora_lab.study.folder import SweepFolder
+from lora_lab.study.judge import COSTS
 from lora_lab.study.keeper import Keeper
 from lora_lab.study.lease import Lease, new_name, this_process
 from lora_lab.study.log import Unreachable
 from lora_lab.study.mirror import Mirror
 from lora_lab.study.parameters import decode
+from lora_lab.study.racing import further_seeds
 from lora_lab.study.session import Session
-from lora_lab.study.state import SHARED, Cause, RunState, TrialState, failure
-from lora_lab.study.verdict import mean_objective
+from lora_lab.study.stages import Stages
+from lora_lab.study.state import SHARED, Cause, RunState, State, TrialState, failure
+from lora_lab.study.stopping import reason_to_stop
+from lora_lab.study.verdict import front, value_of
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +61,8 @@ class Run:
 
     ``key`` is the experiment's. ``alone``: it must not share its pack. ``halvings``: how often its micro-batch is to
     be halved. ``parent``: the run from whose checkpoint it begins, with ``fresh_optimizer`` without its optimizer's
-    state. ``attempt`` counts from 1. ``claim`` is what entitles its holder to settle it.
+    state. ``stage``: the run whose beginning is its own too, and from whose stem it goes on; ``stem``: others may do so
+    with its own. ``attempt`` counts from 1. ``claim`` is what entitles its holder to settle it.
     """
 
     trial: int
@@ -67,13 +77,15 @@ class Run:
     halvings: int = field(default=0, compare=False)
     attempt: int = field(default=1, compare=False)
     claim: int = field(default=-1, compare=False)
+    stage: str | None = field(default=None, compare=False)
+    stem: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True)
 class Counts:
     """How far a sweep is. ``runs`` are settled, ``running`` handed out to ``workers``; ``refused`` trials had a point
     that no run accepts and were never trained. ``planned_runs`` leaves those out. ``halted`` says why nothing is
-    handed out any more, if so."""
+    handed out any more, if so; ``stopped`` which stop rule holds."""
 
     trials: int
     planned_trials: int
@@ -84,6 +96,7 @@ class Counts:
     refused: int = 0
     workers: int = 0
     halted: str | None = None
+    stopped: str | None = None
 
 
 class Study:
@@ -93,9 +106,19 @@ class Study:
     """
 
     def __init__(
-        self, sweep: Sweep, folder: SweepFolder, session: Session, mirror: Mirror, name: str, launcher: LauncherSpec
+        self,
+        sweep: Sweep,
+        folder: SweepFolder,
+        session: Session,
+        mirror: Mirror,
+        name: str,
+        launcher: LauncherSpec,
+        figures: Figures | None = None,
     ) -> None:
         """Use :meth:`open`."""
+        self._figures = figures
+        self._opened = time.time()
+        self._stages = Stages(lambda: session.state, lambda run: self._run(run).spec) if staged(sweep) else None
         self.sweep = sweep
         self.folder = folder.path
         self.name = name
@@ -111,11 +134,12 @@ class Study:
         self._keeper = Keeper(session, mirror, name, launcher.lease_seconds, self._look)
 
     @staticmethod
-    def open(sweep: Sweep, execution: Execution) -> Study:
+    def open(sweep: Sweep, execution: Execution, figures: Figures | None = None) -> Study:
         """Create the study of ``sweep`` in ``execution.folder``, or go on with it, beside whoever works on it.
 
         ``sweep.trials`` and ``sweep.repeats`` may be other than last time; everything else must be the same.
-        A sweep that was cancelled, or stopped after equal failures, goes on.
+        A sweep that was cancelled, or stopped after equal failures, goes on. ``figures`` predicts what constraints
+        (and pruners, with several objectives) want to know of a run.
 
         Raises:
             SpecError: the sampler, the pruner or one of their options is unknown.
@@ -124,17 +148,25 @@ class Study:
             StorageError: the storage cannot be reached or read.
             CheckpointError: a ``result.json`` is torn and the log has no copy of it.
         """
-        return Study(*opening.open_study(sweep, execution), execution.launcher)
+        return Study(*opening.open_study(sweep, execution), execution.launcher, figures)
 
     @staticmethod
-    def join(folder: Path, storage: str | None, name: str | None, launcher: LauncherSpec) -> Study:
+    def join(
+        folder: Path,
+        storage: str | None,
+        name: str | None,
+        launcher: LauncherSpec,
+        figures: Figures | None = None,
+        *,
+        allow_code: bool = False,
+    ) -> Study:
         """Work on the study that is in ``folder`` or, by ``name``, in ``storage``.
 
         Raises:
             SweepFolderError: there is none, or the folder cannot be written.
             StorageError: the storage cannot be reached or read.
         """
-        return Study(*opening.join_study(folder, storage, name), launcher)
+        return Study(*opening.join_study(folder, storage, name, allow_code), launcher, figures)
 
     def close(self) -> None:
         """End as a worker: what it holds goes back into the queue. Nothing else is pending: every call is durable."""
@@ -184,15 +216,20 @@ class Study:
         """True while there may be something to do later: runs are with other workers, or due to be looked at."""
         self._refresh()
         state = self._session.state
-        return state.halted is None and (
-            len(state.results) < len(state.runs) or state.asked < self.sweep.planned_trials
-        )
+        return state.halted is None and (self._left() > 0 or self._unasked() > 0 or bool(self._round()))
 
     def put_back(self, run: Run) -> None:
         """``run`` was interrupted: it is handed out again later, in its old place."""
         with self._session.lock:
             self._held.pop(run.id, None)
             self._session.transact(lambda: self._back(run, Cause.PREEMPTED))
+
+    def pause(self, run: Run, result: RunResult) -> None:
+        """``run`` is paused at a rung, and saved: it is handed out again if it is promoted, or else settled with
+        ``result`` (PRUNED) in the end."""
+        with self._session.lock:
+            self._held.pop(run.id, None)
+            self._session.transact(lambda: self._pause(run, result))
 
     def try_again(self, run: Run, outcome: Outcome, *, company: bool) -> bool:
         """Whether a run that ended OUT_OF_MEMORY or FAILED is to be tried in another way; it is in the queue then.
@@ -265,47 +302,51 @@ class Study:
             self._refresh()
             state = self._session.state
             refused = sum(trial.refused is not None for trial in state.trials.values())
-            planned = max(self.sweep.planned_trials, state.asked)
+            planned = state.asked + self._unasked()
             wanted = sum(len(state.seeds_of(trial)) for trial in state.trials.values())
             extra = sum(result.seed not in state.seeds_of(state.trials[result.trial]) for result in self.results())
-            unasked = (planned - state.asked) * self.sweep.repeats
+            unasked = self._unasked() * self.sweep.repeats
             return Counts(
                 trials=state.asked,
                 planned_trials=planned,
                 runs=len(state.results),
-                planned_runs=wanted + extra + unasked,
+                planned_runs=wanted + extra + unasked + len(self._round()),
                 by_outcome=dict(Counter(str(result.outcome) for result in self.results())),
                 running=state.held(),
                 refused=refused,
                 workers=len(state.workers),
                 halted=state.halted,
+                stopped=state.stopped,
             )
 
     def best(self) -> tuple[int, dict[str, Any], float] | None:
-        """Number, point and mean objective of the best trial; ``None`` if there is none yet.
+        """Number, point and objective of the best trial (the first of the :meth:`front`); ``None`` if there is none."""
+        found = self.front()
+        return (found[0][0], found[0][1], found[0][2][0]) if found else None
+
+    def front(self) -> list[tuple[int, dict[str, Any], list[float]]]:
+        """Number, point and objectives of the trials that no other beats in everything, by the first objective.
 
         Only trials whose runs are all settled count, and of them only those that were not pruned and did not
-        diverge with any seed. Branches are not compared.
+        diverge with any seed. Branches are not compared. With one objective it is the best trial alone.
         """
         with self._session.lock:
-            state = self._session.state
-            values = [
-                (number, mean_objective(results, self.sweep.objective))
-                for number, trial in state.trials.items()
-                if trial.seed is None and trial.refused is None and (results := state.outcomes(number)) is not None
-            ]
-            done = [(n, value) for n, value in values if value is not None]
-            if not done:
-                return None
-            sign = 1 if self.sweep.objective.direction == "minimize" else -1
-            number, value = min(done, key=lambda item: (sign * item[1], item[0]))
-            return number, self._point(state.trials[number]), value
+            state, targets = self._session.state, self.sweep.targets
+            done: list[tuple[int, list[float]]] = []
+            for number, trial in state.trials.items():
+                if trial.seed is None and trial.refused is None and (results := state.so_far(number)) is not None:
+                    values = [value_of(results, objective) for objective in targets]
+                    known = [value for value in values if value is not None]
+                    done += [(number, known)] if len(known) == len(values) else []
+            best = [done[place] for place in front([values for _, values in done], targets)]
+            best.sort(key=lambda item: (targets[0].sign * item[1][0], item[0]))
+            return [(n, self._point(state.trials[n]), v) for n, v in (best if len(targets) > 1 else best[:1])]
 
     # Within a transaction
 
     def _next(self, worker: str, company: bool) -> tuple[Run | None, list[RunResult]]:
         """The next run for ``worker``, and the results that came of looking for it."""
-        session, state = self._session, self._session.state
+        state = self._session.state
         settled: list[RunResult] = []
         if state.halted is not None or worker in state.lapsed:
             return None, settled
@@ -318,15 +359,82 @@ class Study:
                         continue
                     if (run := self._try(waiting, worker, settled)) is not None:
                         return run, settled
-            if state.asked >= self.sweep.planned_trials:
+            if not self._steer(settled):
                 return None, settled
-            event = session.shadow.draw()
-            try:
-                self.sweep.spec_of(decode(self.sweep.space, event["params"]), state.seeds[0])
-            except SpecError as error:
-                log.warning("trial %d is refused: %s", event["trial"], error)
-                event["refused"] = str(error)
-            session.do("ask", **event)
+
+    def _steer(self, settled: list[RunResult]) -> bool:
+        """Make something to do: promote a trial, ask a new one, or at the end repeat contenders; ``False``: nothing.
+
+        The results that settle runs which stay paused for good are added to ``settled``.
+        """
+        session, state = self._session, self._session.state
+        if state.stopped is None and (why := self._reason_to_stop()) is not None:
+            session.do("stop", message=why)
+        judge = session.shadow.judge
+        if state.stopped is None and (promoted := judge.promotable()):
+            session.do("promote", trial=promoted[0])
+            return True
+        if self._unasked() > 0:
+            self._ask()
+            return True
+        if state.held() > 0:
+            return False
+        if state.stopped is None:
+            if (chance := judge.last_chance()) is not None:
+                session.do("promote", trial=chance)
+                return True
+            further = self._round()
+            for number, seed in further.items():
+                session.do("seed", trial=number, seed=seed)
+            if further:
+                return True
+        left = [result for steps in state.steps.values() for result in steps.kept.values()]
+        for result in left:
+            session.do("settle", run=result.run, result=result.to_tree())
+        settled += left
+        return bool(left)
+
+    def _ask(self) -> None:
+        """Draw a trial; refuse it where no run accepts its point, or a constraint does not hold."""
+        event = self._session.shadow.draw()
+        try:
+            spec = self.sweep.spec_of(decode(self.sweep.space, event["params"]), self._session.state.seeds[0])
+            event["refused"] = violated(self.sweep.constraints, spec, self._figures)
+            if event["refused"] is None and self._session.shadow.judge.needs_costs and self._figures is not None:
+                figures = self._figures
+                wanted = {o.metric: COSTS[o.metric] for o in self.sweep.targets if o.metric in COSTS}
+                event["costs"] = {metric: figures(spec, figure) for metric, figure in wanted.items()}
+        except BadInput as error:
+            event["refused"] = str(error)
+        if event["refused"] is not None:
+            log.warning("trial %d is refused: %s", event["trial"], event["refused"])
+        self._session.do("ask", **event)
+
+    def _left(self) -> int:
+        """How many runs are not settled, of the trials that were asked."""
+        return len(self._session.state.runs) - len(self._session.state.results)
+
+    def _round(self) -> dict[int, int]:
+        """The next seeds of the contenders, by trial, once all else is settled."""
+        state = self._session.state
+        if self.sweep.max_repeats is None or state.stopped is not None or self._left() or self._unasked():
+            return {}
+        found = {n: results for n, t in state.trials.items() if t.seed is None and (results := state.so_far(n))}
+        return further_seeds(self.sweep, found)
+
+    def _unasked(self) -> int:
+        """How many trials are still to be asked."""
+        state = self._session.state
+        if state.stopped is not None:
+            return 0
+        return max(0, self.sweep.planned_trials + len(state.imported) - state.asked)
+
+    def _reason_to_stop(self) -> str | None:
+        if self.sweep.stop == Stop():
+            return None
+        state = self._session.state
+        trained = [r for r in state.results.values() if r.key not in state.taken and _original(state, r)]
+        return reason_to_stop(self.sweep, self._session.shadow.study, trained, self._opened)
 
     def _wants_more(self, worker: str) -> bool:
         """Towards the end, every worker holds its share of what is left and no more."""
@@ -335,15 +443,14 @@ class Study:
         workers = len(state.workers)
         if workers == 1 or mine == 0:
             return True
-        left = len(state.runs) - len(state.results)
-        left += (self.sweep.planned_trials - state.asked) * len(state.seeds)
+        left = self._left() + self._unasked() * len(state.seeds)
         return mine < math.ceil(left / workers)
 
     def _try(self, waiting: RunState, worker: str, settled: list[RunResult]) -> Run | None:
         """Hand a run out, unless it need not be trained or must wait for its twin."""
         session, state = self._session, self._session.state
         run = self._run(waiting)
-        if (twin := state.by_key.get(run.key)) is not None:
+        if (twin := state.by_key.get(run.key) or state.taken.get(run.key)) is not None:
             settled.append(self._settle_as(run, twin))
             return None
         if run.key in state.out:
@@ -356,6 +463,11 @@ class Study:
             return None
         if worker not in state.workers:
             session.do("join", worker=worker, lease=self._launcher.lease_seconds, process=this_process())
+        if self._stages is not None:
+            wait, stage = self._stages.before(waiting)
+            if wait:
+                return None
+            run = replace(run, stage=stage, stem=True)
         session.do("claim", worker=worker, run=run.id, key=run.key)
         assert waiting.claim is not None
         return replace(run, claim=waiting.claim, attempt=waiting.attempts)
@@ -363,6 +475,10 @@ class Study:
     def _back(self, run: Run, cause: Cause, **how: Any) -> None:
         if self._mine(run):
             self._session.do("back", run=run.id, cause=cause, **how)
+
+    def _pause(self, run: Run, result: RunResult) -> None:
+        if self._mine(run):
+            self._session.do("pause", run=run.id, result=result.to_tree())
 
     def _again(self, run: Run, outcome: Outcome, company: bool) -> bool:
         if not self._mine(run):
@@ -382,10 +498,7 @@ class Study:
         if trial.pruned_at is not None:
             return Verdict.STOP
         session.do("report", run=run.id, step=metrics.step, loss=metrics.loss)
-        if session.shadow.mean(run.trial, metrics.step) is None or not session.shadow.prune(run.trial):
-            return Verdict.CONTINUE
-        session.do("prune", trial=run.trial, step=metrics.step)
-        return Verdict.STOP
+        return session.shadow.judge.verdict(run.trial, run.seed, metrics.step, session.do)
 
     def _saved(self, run: Run, step: int) -> None:
         if self._mine(run):
@@ -418,7 +531,7 @@ class Study:
             trial=run.trial,
             seed=run.seed,
             point=pairs(run.point),
-            message=f"same experiment as {twin.run}",
+            message=f"same experiment as {twin.message if twin.key in self._session.state.taken else twin.run}",
         )
         self._session.do("settle", run=run.id, result=copy.to_tree())
         return copy
@@ -510,6 +623,11 @@ class Study:
 
 def _alone(run: RunState) -> bool:
     return run.alone or run.back[Cause.LOST] >= rules.LOST_ALONE
+
+
+def _original(state: State, result: RunResult) -> bool:
+    """Whether a result was trained under its own name, and is no copy of an equal run's."""
+    return state.by_key.get(result.key, result).run == result.run
 
 
 def _last_line(message: str | None) -> str:

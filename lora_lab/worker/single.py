@@ -22,6 +22,8 @@ class _Single:
     point: Mapping[str, Any]
     spec: RunSpec
     parent: str | None = None
+    stage: str | None = None
+    stem: bool = False
     fresh_optimizer: bool = False
     alone: bool = False
     halvings: int = 0
@@ -62,6 +64,9 @@ class _QueueOfOne:
 
     def saved(self, run: Any, step: int) -> None:
         """Nobody asks for it."""
+
+    def pause(self, run: Any, result: RunResult) -> None:
+        self.task = run
 
     def report(self, run: Any, metrics: EvalMetrics) -> Verdict:
         return Verdict.CONTINUE

@@ -29,7 +29,7 @@ from lora_lab.spec import (
     Verdict,
     pairs,
 )
-from lora_lab.worker import files
+from lora_lab.worker import files, stages
 from lora_lab.worker.bases import BaseScores, base_scores, device_name, tokenised
 from lora_lab.worker.interrupt import Interrupt
 from lora_lab.worker.results import exact_matches, settle
@@ -56,6 +56,10 @@ class Task(Protocol):
     @property
     def fresh_optimizer(self) -> bool: ...
     @property
+    def stage(self) -> str | None: ...
+    @property
+    def stem(self) -> bool: ...
+    @property
     def alone(self) -> bool: ...
     @property
     def halvings(self) -> int: ...
@@ -70,6 +74,7 @@ class Queue(Protocol):
     def waiting(self) -> bool: ...
     def settle(self, run: Any, result: RunResult) -> bool: ...
     def put_back(self, run: Any) -> None: ...
+    def pause(self, run: Any, result: RunResult) -> None: ...
     def try_again(self, run: Any, outcome: Outcome, *, company: bool) -> bool: ...
     def report(self, run: Any, metrics: EvalMetrics) -> Verdict: ...
     def orders(self) -> Mapping[str, Order]: ...
@@ -192,9 +197,12 @@ class Worker:
         files.take_over(folder, task.attempt)
         if task.parent is not None:
             files.branch(self.run_folder(task.parent), folder, task.key, fresh_optimizer=task.fresh_optimizer)
+        elif task.stage is not None:
+            stages.begin(self.run_folder(task.stage), folder, task.key)
         tokens = tokenised(base, task.spec, self._data)
         base_scores(pack.mount, task.spec, tokens, self.folder)
-        return LaneJob(task.id, in_smaller_parts(task.spec, task.halvings), tokens, folder, task.key)
+        stem = stages.stem_of(task.spec, task.spec.budget.total_steps(len(tokens.train))) if task.stem else None
+        return LaneJob(task.id, in_smaller_parts(task.spec, task.halvings), tokens, folder, task.key, stem)
 
     def _settle(self, ends: list[LaneEnd], base: BaseModel, pack: Pack) -> None:
         orders = self.queue.orders()
@@ -206,7 +214,7 @@ class Worker:
         for end in mine:
             task, started = self._tasks[end.job.run]
             result = settle(
-                end,
+                as_pruned(end) if end.paused else end,
                 base=base,
                 scores=self._scores(end, pack),
                 match=matches.get(end.job.run),
@@ -215,8 +223,14 @@ class Worker:
                 folder=self.folder,
                 started=started,
             )
+            result = self._said(task, result, end.lane.note if end.lane else None)
+            if end.paused:
+                self._tasks.pop(task.id)
+                self.queue.pause(task, result)
+                self.recorder.ended(replace(result, outcome=Outcome.PREEMPTED))
+                continue
             files.finish(end.lane, result.outcome, keep=self.keep_checkpoints)
-            self._end(task, self._said(task, result, end.lane.note if end.lane else None))
+            self._end(task, result)
 
     def _end(self, task: Task, result: RunResult) -> None:
         """Settle a run, or put it back to be gone on with or tried in another way."""
@@ -266,11 +280,18 @@ class Worker:
             attempts=task.attempt,
             parent=task.parent,
             parent_step=files.parent_step(self.run_folder(task.id)) if task.parent is not None else None,
+            stage=stages.begun_from(self.run_folder(task.id)) if task.stem else None,
             message="; ".join(said for said in notes if said) or None,
         )
 
     def _scores(self, end: LaneEnd, pack: Pack) -> BaseScores | None:
         return base_scores(pack.mount, end.job.spec, end.job.data, self.folder)
+
+
+def as_pruned(end: LaneEnd) -> LaneEnd:
+    """What becomes of a paused lane that never goes on."""
+    step = end.lane.step if end.lane else 0
+    return replace(end, outcome=Outcome.PRUNED, message=f"paused at step {step}, and not among the best there")
 
 
 def in_smaller_parts(spec: RunSpec, halvings: int) -> RunSpec:
