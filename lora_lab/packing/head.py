@@ -79,13 +79,14 @@ class _BlockwiseLoss(torch.autograd.Function):
         size = BLOCK if kernels == "cpu" else BLOCK_CUDA
         for a in range(0, n, size):
             rows, mine = slice(a, min(n, a + size)), labels[a : a + size]
-            with phase("logits"):
+            with phase("workspace"):
                 logits = torch.nn.functional.linear(hidden[rows], weight, bias)
                 normalisers = hidden.new_empty(len(mine), dtype=wide)
                 losses_into(logits, mine, out[rows], normalisers, hits[rows], kernels)
                 if dhidden is not None:
                     gradients_into(logits, mine, normalisers, torch.ones_like(normalisers), logits, kernels)
                     torch.mm(logits, weight, out=dhidden[rows])
+                del logits  # before the next block's are made
         ctx.mark_non_differentiable(hits)
         if dhidden is not None:
             ctx.save_for_backward(dhidden)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from lora_lab.methods import Attachment, LowRank, attach, module_ranks, target_modules
-from lora_lab.methods.attachment import PREFIX
+from lora_lab.methods.attachment import PREFIX, RowPath
+from lora_lab.methods.dora import Magnitude
 from lora_lab.methods.inits import MUTATING
 from lora_lab.methods.injection import adapter_dtype
 from lora_lab.methods.targets import linear_shape, modules_of
@@ -64,18 +65,19 @@ def _lora(base: BaseModel, method: MethodSpec) -> Attachment:
         return Attachment(method)
     ranks = module_ranks(method, list(modules)) if method.name == "lora" else dict.fromkeys(modules, method.first_r)
     dtype = adapter_dtype(base.model.dtype, method)
-    factors = {}
+    factors: dict[str, LowRank] = {}
+    paths: dict[str, RowPath] = {}
     for name, module in modules.items():
         r, (inputs, outputs) = ranks[name], linear_shape(module)
         factor = LowRank(_empty(dtype, r, inputs), _empty(dtype, outputs, r), method.scaling_at(r))
         if method.name == "adalora":
             factor.values = _empty(dtype, r, 1)
-        elif method.dora:
-            factor.magnitude = _empty(dtype, outputs)
         if method.name == "lora" and method.init.startswith(MUTATING):
             factor.initial = torch.empty_like(factor.A.detach()), torch.empty_like(factor.B.detach())
         factors[name] = factor
-    return Attachment(method, factors=factors, dropout=method.dropout)
+        if method.name == "lora" and method.dora:
+            paths[name] = Magnitude(_empty(dtype, outputs), factor, module)
+    return Attachment(method, factors=factors, paths=paths, dropout=method.dropout)
 
 
 def _empty(dtype: torch.dtype, *shape: int) -> nn.Parameter:

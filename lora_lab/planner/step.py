@@ -81,7 +81,7 @@ class Shape:
             optimizer=OptimizerSpec(
                 optimizer.name.removeprefix("paged_"),  # as many bytes, if not all of them at once on the device
                 momentum=0.5 if optimizer.own.get("momentum") else 0.0,
-                lora_plus_ratio=None if optimizer.lora_plus_ratio is None else 2.0,
+                lora_plus_ratio=None if optimizer.lora_plus_ratio in (None, 1.0) else 2.0,
                 layer_decay=None if optimizer.layer_decay is None else 0.5,
             ),
             rows=spec.budget.micro,

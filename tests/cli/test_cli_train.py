@@ -137,7 +137,7 @@ def test_tab_completion_in_bash() -> None:
     )
     env = os.environ | {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
     answer = subprocess.run(["bash", "-c", script], env=env, check=True, capture_output=True, text=True)
-    assert answer.stdout.split() == ["schedule=constant", "schedule=cosine"], answer.stderr
+    assert answer.stdout.split() == ["schedule=constant", "schedule=cosine", "schedule=cosine_restarts"], answer.stderr
 
 
 def test_lines_of_a_result_leave_out_what_is_not_there(tmp_path: Path) -> None:

@@ -72,7 +72,10 @@ def test_the_options_are_those_promised() -> None:
     assert {group: options(group) for group in GROUPS} == {
         "model": ["hf", "llama2_7b", "smollm2_135m", "tiny"],
         "data": ["alpaca", "callable", "chat", "completion", "hf", "mixture", "taskmix", "text"],
-        "method": ["lora"],
+        "method": [
+            *("adalora", "bitfit", "bottleneck", "full", "ia3", "last_layers", "llama_adapter", "lora", "p_tuning"),
+            *("p_tuning_v2", "prefix_tuning", "prompt_tuning", "vera"),
+        ],
         "optimizer": sorted(OPTIMIZERS),
         "schedule": sorted(SCHEDULES),
         "sampler": [

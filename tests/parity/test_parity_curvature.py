@@ -15,8 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lora_lab.engine import curvature
 from lora_lab.engine.cost import Flops
 from lora_lab.engine.lane import Lane, LaneJob
-from lora_lab.methods import Attachment, LowRank, RowPath, attach
-from lora_lab.methods.dora import Magnitude
+from lora_lab.methods import Attachment, RowPath, attach
 from lora_lab.models import BaseModel
 from lora_lab.packing.forward import Part, losses_of, token_losses
 from lora_lab.packing.inputs import Inputs, Sequences
@@ -107,22 +106,41 @@ def test_the_pass_takes_every_kind_of_attachment(what: str, case: Callable[[str]
     torch.testing.assert_close(mine, theirs.losses, rtol=1e-9, atol=1e-12)
 
 
-def test_the_pass_multiplies_by_the_weight_that_dora_and_pissa_mean() -> None:
-    """``m / |V| * V`` of ``V = W + scaling (B A - B0 A0)``, beside the module's bias."""
-    torch.manual_seed(0)
-    module = torch.nn.Linear(6, 5, dtype=torch.float64)
-    A, B, m = (torch.nn.Parameter(torch.randn(s, dtype=torch.float64)) for s in ((2, 6), (5, 2), (5,)))
-    initial = torch.randn(2, 6, dtype=torch.float64), torch.randn(5, 2, dtype=torch.float64)
-    factor = LowRank(A, B, 0.7, initial)
-    attachment = Attachment(MethodSpec(), factors={"0": factor}, paths={"0": Magnitude(m, factor, module)})
-    x = torch.randn(3, 4, 6, dtype=torch.float64)
-    with torch.no_grad():
-        V = module.weight + 0.7 * (B @ A - initial[1] @ initial[0])
-        wanted = torch.nn.functional.linear(x, (m / V.norm(dim=1))[:, None] * V, module.bias)
-        model = torch.nn.Sequential(module)
-        with curvature._attached(model, attachment):
-            torch.testing.assert_close(model(x), wanted)
-        torch.testing.assert_close(model(x), module(x), rtol=0, atol=0)
+METHODS = {
+    "dora": MethodSpec(r=2, dora=True),
+    "pissa": MethodSpec(r=2, init="pissa"),
+    "adalora": MethodSpec("adalora", r=2),
+    "vera": MethodSpec("vera", r=8),
+    "ia3": MethodSpec("ia3", roles=("key", "value", "mlp")),
+    "bottleneck": MethodSpec("bottleneck", r=4),
+    "bitfit": MethodSpec("bitfit", add_biases=True),
+    "last_layers": MethodSpec("last_layers", top_layers=1),
+    "prompt_tuning": MethodSpec("prompt_tuning", virtual_tokens=3),
+    "prefix_tuning": MethodSpec("prefix_tuning", virtual_tokens=3),
+    "full": MethodSpec("full"),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_pass_is_the_packed_steps_under_every_method(
+    method: str, bases: Callable[..., BaseModel], tokens: Callable[..., object]
+) -> None:
+    """And it can be differentiated twice, with something to find."""
+    base, train = bases("llama-tied-gqa"), tokens(DATA).train  # type: ignore[attr-defined]
+    micro = [train.tokens(i) for i in range(3)]
+    attachment = attach(base, METHODS[method], 0)
+    for number, p in enumerate(attachment.parameters().values()):
+        p.data += 0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(number), dtype=p.dtype)
+    logits, labels = curvature.supervised_logits(base, attachment, micro)
+    mine = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    mount = Mount(base)
+    mount.mount(attachment)
+    (theirs,) = token_losses(mount, [Part(attachment, micro)])
+    mount.unmount()
+    torch.testing.assert_close(mine, theirs.losses, rtol=1e-6, atol=1e-12)
+    for how in (curvature.hutchinson, curvature.gauss_newton_bartlett):
+        found = how(base, attachment, [micro], torch.Generator().manual_seed(0))
+        assert all(bool(h.isfinite().all()) for h in found) and any(bool(h.abs().sum() > 0) for h in found)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

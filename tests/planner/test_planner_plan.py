@@ -7,12 +7,11 @@ from dataclasses import replace
 import pytest
 
 from lora_lab.errors import MethodError, ModelError, SpecError
-from lora_lab.models import load_meta, role_modules
+from lora_lab.models import load_meta
 from lora_lab.planner import lanes_that_fit, plan
-from lora_lab.planner.adapters import parameters_by_role, targets
 from lora_lab.planner.depth import depths
 from lora_lab.planner.prediction import HEADROOM
-from lora_lab.planner.step import PARTS, SHARED, Shape, timeline_of, trace
+from lora_lab.planner.step import PARTS, SHARED, Shape, step_of, trace
 from lora_lab.spec import ROLES, BudgetSpec, DataSpec, MethodSpec, ModelSpec, OptimizerSpec, RunSpec, pairs
 
 GB = 10**9
@@ -71,16 +70,11 @@ def big(**changes):
     ("roles", "r", "count"),
     [(("query", "value"), 8, 4_194_304), (ROLES, 8, 20_277_248), (ROLES, 16, 40_554_496), (ROLES, 256, 648_871_936)],
 )
-def test_trainable_parameters_of_llama_2_7b_are_exact(llama, roles, r, count):
-    method = MethodSpec(r=r, roles=roles)
-    by_role = parameters_by_role(targets(llama, role_modules(llama, LLAMA_2_7B), method, "llama"), method)
-    assert set(by_role) == set(roles)
-    assert sum(by_role.values()) == count
-
-
-@pytest.fixture(scope="module")
-def llama():
-    return load_meta(LLAMA_2_7B)
+def test_parameters_of_llama_2_7b_are_exact(roles, r, count):
+    found = planned(big(roles=roles, r=r))
+    assert found.total_parameters == 6_738_415_616
+    assert found.trainable_parameters == count == sum(found.by_role.values())
+    assert set(found.by_role) == set(roles)
 
 
 def test_a_plan_of_llama_2_7b_is_near_the_21_33_gb_that_were_measured():
@@ -89,7 +83,7 @@ def test_a_plan_of_llama_2_7b_is_near_the_21_33_gb_that_were_measured():
     assert found.trainable_parameters == sum(found.by_role.values()) == 4_194_304
     assert found.total_parameters == 6_738_415_616
     assert found.peak_bytes == pytest.approx(21.33 * GB, rel=0.10)
-    assert found.parts["weights"] == pytest.approx(2 * 6_738_415_616, rel=1e-4)  # and some rotary frequencies
+    assert found.parts["weights"] == pytest.approx(2 * 6_738_415_616, rel=0.02)  # and a merged product
     assert found.flops_per_step == pytest.approx(128 * 4 * 6_738_415_616 * 1304, rel=0.10)
 
 
@@ -137,12 +131,13 @@ def test_activations_follow_rows_and_length():
     assert 2 * small < long < 4.2 * small  # attention's share grows with the square
 
 
-def test_dropout_keeps_its_masks():
-    assert planned(spec(dropout=0.1)).parts["activations"] > planned(spec()).parts["activations"]
+def test_dropout_keeps_no_masks():
+    assert planned(spec(dropout=0.1)).parts["activations"] == planned(spec()).parts["activations"]
 
 
-def test_fewer_supervised_tokens_mean_fewer_logits():
-    assert planned(spec(), supervised=4).parts["logits"] < 0.3 * planned(spec()).parts["logits"]
+def test_fewer_supervised_tokens_mean_less_of_the_head():
+    fewer, all_of_them = planned(spec(), supervised=4), planned(spec())
+    assert fewer.flops_per_step < all_of_them.flops_per_step
 
 
 def test_shorter_data_counts_below_max_length_and_never_above():
@@ -211,17 +206,15 @@ def test_short_versions_of_a_deep_model_tell_its_peak_to_the_byte(kind, layers, 
     assert depths(load_meta(base)) is not None
     for run in runs:
         one = Shape.of(run, "cpu")
-        short, whole = trace(one), timeline_of(one)
-        for lanes in (1, 2, 30):
-            assert short.peak(lanes) == max(c.shared + lanes * c.own for c in whole.crests(SHARED))
+        short, whole = trace(one), step_of(one).timeline
+        assert short.crests == whole.crests(SHARED)
         assert short.flops == whole.flops
 
 
 def test_the_layers_of_a_model_that_do_not_repeat_are_all_traced():
     base = model(num_hidden_layers=12)
-    assert trace(Shape.of(spec(base, layers=(3, 11)), "cpu")).peak() == max(
-        c.shared + c.own for c in timeline_of(Shape.of(spec(base, layers=(3, 11)), "cpu")).crests(SHARED)
-    )
+    shape = Shape.of(spec(base, layers=(3, 11)), "cpu")
+    assert trace(shape).crests == step_of(shape).timeline.crests(SHARED)
     gemma = {"head_dim": 16, "layer_types": ["full_attention"] * 11 + ["sliding_attention"], "sliding_window": 8}
     assert depths(load_meta(model("gemma2", num_hidden_layers=12, **gemma))) is None
 
