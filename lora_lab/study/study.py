@@ -20,6 +20,7 @@ from typing import Any
 
 from lora_lab.errors import BadInput, LoraLabError
 from lora_lab.spec import (
+    FIRST_BRANCH,
     SETTLED,
     EvalMetrics,
     Execution,
@@ -27,24 +28,27 @@ from lora_lab.spec import (
     LauncherSpec,
     Order,
     Outcome,
+    Point,
     RunResult,
     RunSpec,
     Stop,
     Sweep,
     Verdict,
     pairs,
+    run_id,
     violated,
 )
 from lora_lab.spec.prefix import staged
 from lora_lab.study import opening, rules
-from lora_lab.study.branches import branch_key, branch_point, branch_spec
+from lora_lab.study.branches import branch_key, branch_point, branch_spec, key_of, spec_of
 from lora_lab.study.folder import SweepFolder
 from lora_lab.study.judge import COSTS
 from lora_lab.study.keeper import Keeper
 from lora_lab.study.lease import Lease, new_name, this_process
 from lora_lab.study.log import Unreachable
 from lora_lab.study.mirror import Mirror
-from lora_lab.study.parameters import decode
+from lora_lab.study.parameters import decode, encode
+from lora_lab.study.population import another_optimizer, goes_on
 from lora_lab.study.racing import further_seeds
 from lora_lab.study.session import Session
 from lora_lab.study.stages import Stages
@@ -60,9 +64,10 @@ class Run:
     """One training to do: trial number, seed, the trial's point and the spec made of them.
 
     ``key`` is the experiment's. ``alone``: it must not share its pack. ``halvings``: how often its micro-batch is to
-    be halved. ``parent``: the run from whose checkpoint it begins, with ``fresh_optimizer`` without its optimizer's
-    state. ``stage``: the run whose beginning is its own too, and from whose stem it goes on; ``stem``: others may do so
-    with its own. ``attempt`` counts from 1. ``claim`` is what entitles its holder to settle it.
+    be halved. ``parent``: the run from whose checkpoint it begins (at ``parent_step``, where that is settled), with
+    ``fresh_optimizer`` without its optimizer's state. ``stage``: the run whose beginning is its own too, and from whose
+    stem it goes on; ``stem``: others may do so with its own. ``attempt`` counts from 1. ``claim`` is what entitles its
+    holder to settle it.
     """
 
     trial: int
@@ -72,6 +77,7 @@ class Run:
     spec: RunSpec
     key: str = ""
     parent: str | None = None
+    parent_step: int | None = field(default=None, compare=False)
     fresh_optimizer: bool = field(default=False, compare=False)
     alone: bool = field(default=False, compare=False)
     halvings: int = field(default=0, compare=False)
@@ -246,7 +252,9 @@ class Study:
         A trial's value at a step is the mean over its runs, known once all of them have reported that step.
         The untrained model (step 0), branches, and losses that are not finite are not judged.
         """
-        if self.sweep.pruner.name == "none" or metrics.step <= 0 or not math.isfinite(metrics.loss) or run.parent:
+        if self.sweep.pruner.name == "none" or run.trial >= FIRST_BRANCH:
+            return Verdict.CONTINUE
+        if metrics.step <= 0 or not math.isfinite(metrics.loss):
             return Verdict.CONTINUE
         return self._session.transact(lambda: self._report(run, metrics))
 
@@ -371,11 +379,23 @@ class Study:
         if state.stopped is None and (why := self._reason_to_stop()) is not None:
             session.do("stop", message=why)
         judge = session.shadow.judge
+        if displaced := judge.displaced():
+            for result in displaced:
+                session.do("settle", run=result.run, result=result.to_tree())
+            settled += displaced
+            return True
         if state.stopped is None and (promoted := judge.promotable()):
             session.do("promote", trial=promoted[0])
             return True
         if self._unasked() > 0:
             self._ask()
+            return True
+        if state.stopped is None and (bred := judge.breed(self._point_of, self._may_go_on_at)) is not None:
+            tree = [
+                {"trial": copy.trial, "params": encode(self.sweep.space, copy.point), "of": copy.of, "lost": copy.lost}
+                for copy in bred[1]
+            ]
+            session.do("breed", members=bred[0], copies=tree)
             return True
         if state.held() > 0:
             return False
@@ -410,6 +430,17 @@ class Study:
             log.warning("trial %d is refused: %s", event["trial"], event["refused"])
         self._session.do("ask", **event)
 
+    def _may_go_on_at(self, of: int, point: Point) -> bool:
+        """Whether a copy of trial ``of`` can have that point: it is one, and goes on from what is saved of ``of``."""
+        seed = self._session.state.seeds[0]
+        try:
+            spec = self.sweep.spec_of(point, seed)
+            if violated(self.sweep.constraints, spec, self._figures) is not None:
+                return False
+        except BadInput:
+            return False
+        return goes_on(self.sweep.spec_of(self._point_of(of), seed), spec)
+
     def _left(self) -> int:
         """How many runs are not settled, of the trials that were asked."""
         return len(self._session.state.runs) - len(self._session.state.results)
@@ -427,7 +458,7 @@ class Study:
         state = self._session.state
         if state.stopped is not None:
             return 0
-        return max(0, self.sweep.planned_trials + len(state.imported) - state.asked)
+        return max(0, self.sweep.planned_trials + len(state.imported) + state.copies - state.asked)
 
     def _reason_to_stop(self) -> str | None:
         if self.sweep.stop == Stop():
@@ -570,6 +601,12 @@ class Study:
             point = branch_point(state, self.sweep, trial)
             spec = branch_spec(state, self.sweep, trial)
             key = branch_key(state, self.sweep, trial)
+        parent, parent_step, fresh = trial.parent, None, any(path == "optimizer.name" for path in trial.overrides)
+        if trial.origin is not None:
+            of, parent_step = trial.origin
+            before = state.runs[run_id(of, run.seed)]
+            parent, key = before.id, key_of(state, self.sweep, run)
+            fresh = another_optimizer(spec_of(state, self.sweep, before), spec)
         return Run(
             run.trial,
             run.seed,
@@ -577,11 +614,15 @@ class Study:
             point,
             spec,
             key=key,
-            parent=trial.parent,
-            fresh_optimizer=any(path == "optimizer.name" for path in trial.overrides),
+            parent=parent,
+            parent_step=parent_step,
+            fresh_optimizer=fresh,
             alone=_alone(run),
             halvings=run.halvings,
         )
+
+    def _point_of(self, number: int) -> dict[str, Any]:
+        return self._point(self._session.state.trials[number])
 
     def _point(self, trial: TrialState) -> dict[str, Any]:
         return decode(self.sweep.space, trial.params)
