@@ -17,7 +17,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
 import random
 import statistics
 import subprocess
@@ -229,38 +228,66 @@ def storages(names: list[str]) -> Iterator[dict[str, Any]]:
             next(server, None)
 
 
+def disk_ms(folder: Path) -> float:
+    """Median milliseconds of writing and syncing a kilobyte: what an event in a file costs at least."""
+    times = []
+    with (folder / "probe").open("wb", buffering=0) as file:
+        for _ in range(30):
+            began = time.perf_counter()
+            file.write(bytes(1024))
+            os.fsync(file.fileno())
+            times.append(1000 * (time.perf_counter() - began))
+    return round(statistics.median(times), 2)
+
+
+def table(entry: dict[str, Any]) -> str:
+    """The entry as docs/performance.md shows it."""
+    counts = list(next(iter(entry["overhead"].values())))
+    crowds = list(next(iter(entry["throughput"].values())))
+    heads = [*(f"at {int(n):,}" for n in counts), *(f"{n} worker{'s' * (int(n) > 1)}" for n in crowds)]
+    lines = [f"| storage | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    for name, found in entry["overhead"].items():
+        cells = [f"{found[n]['median_ms']:.0f} ms" for n in counts]
+        cells += [f"{entry['throughput'][name][n]['runs_per_s']:.0f}/s" for n in crowds]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Measure, print and keep."""
+    import machine  # not above: the workers import this file, and need no torch
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="the default storage only, up to 1,000 trials")
     parser.add_argument("--storages", default="journal,sqlite,postgresql")
+    parser.add_argument("--trials", type=int, nargs="+", default=TRIALS, help="finished trials")
+    parser.add_argument("--workers", type=int, nargs="+", default=WORKERS, help="worker processes")
     parser.add_argument("--seconds", type=float, default=10.0, help="how long workers settle")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     names = ["journal"] if args.quick else args.storages.split(",")
-    trials = TRIALS[:3] if args.quick else TRIALS
-    workers = WORKERS[:2] if args.quick else WORKERS
-    tree: dict[str, Any] = {
-        "machine": {"cpus": os.cpu_count(), "processor": platform.processor(), "python": platform.python_version()},
-        "overhead": {},
-        "throughput": {},
-    }
-    with storages(names) as kinds:
+    trials = args.trials[:3] if args.quick else args.trials
+    workers = args.workers[:2] if args.quick else args.workers
+    entry: dict[str, Any] = {"machine": machine.facts(), "overhead": {}, "throughput": {}}
+    with storages(names) as kinds, tempfile.TemporaryDirectory() as probe:
+        entry["machine"] |= {"load": os.getloadavg()[0], "disk_ms": disk_ms(Path(probe))}
+        print(f"load {entry['machine']['load']:.1f}, a kilobyte on disk {entry['machine']['disk_ms']} ms", flush=True)
         for name, make in kinds.items():
+            entry["overhead"][name], entry["throughput"][name] = {}, {}
             for count in trials:
                 with tempfile.TemporaryDirectory() as folder:
                     found = overhead(count, make(), Path(folder) / "sweep")
-                tree["overhead"].setdefault(name, {})[count] = found
+                entry["overhead"][name][str(count)] = found
                 print(f"{name:10} {count:6} finished trials: {found}", flush=True)
             for count in workers:
                 with tempfile.TemporaryDirectory() as folder:
                     settled = throughput(count, make(), Path(folder) / "sweep", args.seconds)
-                tree["throughput"].setdefault(name, {})[count] = settled
+                entry["throughput"][name][str(count)] = settled
                 print(f"{name:10} {count:6} workers: {settled}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        tree["status_s"] = {max(trials): status_seconds(max(trials), Path(folder) / "sweep")}
-    print(f"status of {max(trials)} trials: {tree['status_s'][max(trials)]} s", flush=True)
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(tree, indent=1) + "\n")
+        entry["status_s"] = {str(max(trials)): status_seconds(max(trials), Path(folder) / "sweep")}
+    print(f"status of {max(trials)} trials: {entry['status_s'][str(max(trials))]} s\n\n{table(entry)}", flush=True)
+    machine.keep(args.results, [entry])
 
 
 if __name__ == "__main__":

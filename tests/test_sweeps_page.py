@@ -2,15 +2,17 @@
 
 import shlex
 from pathlib import Path
+from typing import get_args
 
 import pytest
+import yaml
 from simulated import Simulated
 from test_docs import FENCE
 
 import lora_lab
 from lora_lab.config import compose_sweep
 from lora_lab.config.places import options
-from lora_lab.spec import Stop
+from lora_lab.spec import Domain, FloatRange, IntRange, Space, Stop
 from lora_lab.study import Study
 
 PAGE = Path(lora_lab.__file__).parent.parent / "docs" / "sweeps.md"
@@ -60,3 +62,14 @@ def test_the_page_shows_every_sampler_pruner_and_stop_rule():
     assert all(f"sampler={name}" in text for name in options("sampler"))
     assert all(f"pruner={name}" in text for name in options("pruner") if name != "none")
     assert all(f"sweep.stop.{name}=" in text for name in Stop.__dataclass_fields__)
+
+
+def test_the_page_shows_every_kind_of_domain():
+    (tree,) = [
+        yaml.safe_load(text)["sweep"] for language, text in FENCE.findall(PAGE.read_text()) if language == "yaml"
+    ]
+    space = Space.from_tree(tree["space"])
+    kinds = {type(domain) for _, domain in space.domains}
+    ranges = [domain for _, domain in space.domains if isinstance(domain, (IntRange, FloatRange))]
+    assert kinds == set(get_args(Domain)) and space.conditions
+    assert any(r.log for r in ranges) and any(r.step not in (None, 1) for r in ranges)

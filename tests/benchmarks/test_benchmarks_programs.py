@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import memory_curve
+import orchestration
 import pytest
 import sweep_throughput
 
@@ -49,3 +50,16 @@ def test_memory_curve_measures_every_number_of_lanes(tmp_path: Path, monkeypatch
     assert row["lanes"] == 2
     assert row["peak_bytes"] > row["loaded_bytes"] > 0
     assert row["step_seconds"] > 0
+
+
+def test_orchestration_measures_a_run_without_its_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("--storages", "journal,sqlite", "--trials", "10", "--workers", "1", "2", "--seconds", "0.5")
+    results = tmp_path / "results.json"
+    monkeypatch.setattr(sys, "argv", ["orchestration.py", *words, "--results", str(results)])
+    orchestration.main()
+    (entry,) = json.loads(results.read_text())
+    assert entry["machine"]["disk_ms"] > 0 and entry["status_s"]["10"] > 0
+    for storage in ("journal", "sqlite"):
+        assert entry["overhead"][storage]["10"]["median_ms"] > 0
+        for settled in entry["throughput"][storage].values():
+            assert settled["runs"] > 0 and settled["lost"] == settled["doubled"] == settled["crashed"] == 0
