@@ -56,9 +56,12 @@ class TestStopRules:
         assert busy_seconds([], opened=3.0, now=4.5) == 1.5
 
     def test_wall_time(self, make_sweep, execution):
-        with Study.open(make_sweep(RANKS, stop=Stop(seconds=2.5)), execution) as study:
-            Simulated(study, lanes=1).work()
-            assert len(study.results()) == 3 and "sweep.stop.seconds=2.5" in study.counts().stopped
+        def hours(run):
+            return {"started": 1e6 + 3600 * run.trial, "ended": 1e6 + 3600 * (run.trial + 1)}
+
+        with Study.open(make_sweep(RANKS, stop=Stop(seconds=9000)), execution) as study:
+            Simulated(study, lanes=1, fields=hours).work()
+            assert len(study.results()) == 3 and "sweep.stop.seconds=9000" in study.counts().stopped
 
     def test_what_runs_when_a_rule_holds_runs_to_its_end(self, make_sweep, execution):
         with Study.open(make_sweep(RANKS, stop=Stop(trials=1)), execution) as study:
