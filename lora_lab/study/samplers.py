@@ -63,6 +63,10 @@ def _cmaes(seed: int, **options: Any) -> BaseSampler:
     return CmaEsSampler(seed=seed, warn_independent_sampling=False, **options)
 
 
+_SWITCHES = (
+    *("multivariate", "group", "constant_liar", "scramble", "deterministic_objective"),
+    *("use_separable_cma", "with_margin", "lr_adapt"),
+)
 _GENETIC = ("population_size", "mutation_prob", "crossover_prob", "swapping_prob")
 
 SAMPLERS: Mapping[str, SamplerEntry] = {
@@ -125,6 +129,11 @@ def _maker(sweep: Sweep, allow_code: bool) -> tuple[Callable[[int], BaseSampler]
     if len(sweep.targets) > 1 and not entry.several:
         raise SpecError(f"sweep.sampler={name} optimises one objective; for several choose nsga2, nsga3, tpe or gp.")
     options = options_of("sampler", sweep.sampler, entry.options)
+    for option, value in options.items():  # Optuna looks at some of them only when it draws
+        kind = str if option == "qmc_type" else bool if option in _SWITCHES else (int, float)
+        if value is not None and (not isinstance(value, kind) or (kind is not bool and isinstance(value, bool))):
+            wanted = "a name" if kind is str else "true or false" if kind is bool else "a number"
+            raise SpecError(f"sweep.sampler.options.{option}: {name} wants {wanted}, got {value!r}.")
     return lambda seed: made("sampler", name, options, lambda: entry.make(seed=seed, **options)), entry.one_sequence
 
 

@@ -86,11 +86,13 @@ def _connect_args(url: str) -> dict[str, Any]:
 @contextlib.contextmanager
 def _understood(url: str) -> Iterator[None]:
     try:
-        make_url(url).get_backend_name()
+        kind = make_url(url).get_backend_name()
+        if kind == "postgres":
+            raise ValueError(kind)
     except (sqlalchemy.exc.SQLAlchemyError, ValueError) as error:
         raise StorageError(
-            "sweep.storage: not a database URL. E.g. sqlite:///study.db, postgresql+psycopg://user@host/database, "
-            "or null for a journal in the sweep's folder."
+            "sweep.storage: not a database URL. E.g. sqlite:///study.db, postgresql+psycopg://user@host/database (with "
+            "that beginning), or null for a journal in the sweep's folder."
         ) from error
     try:
         yield

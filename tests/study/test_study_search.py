@@ -61,6 +61,8 @@ def test_every_sampler_draws_within_the_space_and_goes_on_after_a_restart(make_s
         ({"sampler": Strategy("cmaes"), "objectives": (Objective(), Objective("seconds"))}, "choose nsga2"),
         ({"sampler": Strategy("nsga2", pairs({"population_size": 1}))}, "refuses its options"),
         ({"sampler": Strategy("gp", pairs({"n_startup": 1}))}, "did you mean 'n_startup_trials'"),
+        ({"sampler": Strategy("gp", pairs({"n_startup_trials": "many"}))}, "gp wants a number, got 'many'"),
+        ({"sampler": Strategy("tpe", pairs({"multivariate": 3}))}, "tpe wants true or false, got 3"),
     ],
 )
 def test_samplers_refuse_what_they_cannot_do(make_sweep, execution, fields, said):
