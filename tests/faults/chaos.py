@@ -25,6 +25,7 @@ from tiny import results
 
 from lora_lab.study.opening import open_log
 
+POLL_SECONDS = 0.05
 HOW = {signal.SIGKILL: 6, signal.SIGTERM: 2, signal.SIGSTOP: 2}
 """What is done to a worker, and how often of ten."""
 
@@ -41,19 +42,22 @@ def sweep_of(trials: int, repeats: int, storage: str | None, lanes: int = 6) -> 
 
 
 def chaos(folder: Path, words: tuple[str, ...], workers: int, every: float, seed: int, limit: float) -> Counter[str]:
-    """Run a sweep with ``workers`` processes, one of which is disturbed about ``every`` seconds; what was done."""
+    """Run a sweep with ``workers`` processes, one of which is disturbed about ``every`` seconds; what was done.
+
+    The next is disturbed only when a run was settled since the last was, so that a slow machine gets there, too.
+    """
     rng = random.Random(seed)
     done: Counter[str] = Counter()
     crowd: list[Started] = []
     asleep: dict[int, float] = {}
-    end, next_time = time.monotonic() + limit, time.monotonic() + every
-    while time.monotonic() < end:
+    next_time, before = time.monotonic() + every, 0
+    for _ in range(int(limit / POLL_SECONDS)):
         for worker in list(crowd):
             code = worker.process.exitcode
             if code is None:
                 continue
             crowd.remove(worker)
-            assert code in (0, 130, -signal.SIGKILL), f"a worker ended with {code}:\n{worker.said()}"
+            assert code in (0, 130, -signal.SIGKILL, -signal.SIGTERM), f"a worker ended with {code}:\n{worker.said()}"
             if code == 0:
                 for other in crowd:
                     other.send(signal.SIGCONT)
@@ -67,14 +71,15 @@ def chaos(folder: Path, words: tuple[str, ...], workers: int, every: float, seed
                 for worker in crowd:
                     if worker.process.pid == index:
                         worker.send(signal.SIGCONT)
-        if now > next_time:
-            next_time = now + rng.uniform(0.5, 1.5) * every
+        settled = sum(1 for _ in folder.glob("runs/*/runs/*/result.json"))
+        if now > next_time and settled > before:
+            next_time, before = now + rng.uniform(0.5, 1.5) * every, settled
             worker, how = rng.choice(crowd), rng.choices(list(HOW), list(HOW.values()))[0]
             worker.send(how)
             done[how.name] += 1
             if how is signal.SIGSTOP and worker.process.pid is not None:
                 asleep[worker.process.pid] = now
-        time.sleep(0.05)
+        time.sleep(POLL_SECONDS)
     raise AssertionError(f"not done after {limit:.0f} s: {dict(done)}")
 
 

@@ -25,7 +25,7 @@ def test_two_hundred_runs_under_random_kills(driver: ModuleType, tmp_path: Path)
     words = driver.sweep_of(100, 2, None, lanes=9)
     whole = start(tmp_path / "whole", *words)
     assert whole.wait() == 0, whole.said()
-    done = driver.chaos(tmp_path / "disturbed", words, workers=2, every=1.5, seed=0, limit=300)
+    done = driver.chaos(tmp_path / "disturbed", words, workers=2, every=1.5, seed=0, limit=900)
     assert sum(done.values()) >= 3, "the test must disturb it"
     folders = (tmp_path / name / "runs" / "rank_alpha" for name in ("disturbed", "whole"))
     assert driver.compare(*folders, None) == 200
