@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command import LORA_LAB, environment
+from hypothesis import settings
+from postgres import Postgres, server
 
 from lora_lab.files import write_json
 from lora_lab.spec import (
@@ -24,6 +26,9 @@ from lora_lab.spec import (
     pairs,
     run_id,
 )
+
+settings.register_profile("lora-lab", deadline=None)  # how fast the machine is, is not what is tested
+settings.load_profile("lora-lab")
 
 Value = Callable[[Mapping[str, Any], int], float]
 
@@ -105,6 +110,12 @@ def fabricate(tmp_path: Path) -> Callable[..., Sweep]:
         return sweep
 
     return write
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server for the whole session; take a database of your own from it."""
+    yield from server()
 
 
 @pytest.fixture
