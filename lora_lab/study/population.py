@@ -18,6 +18,7 @@ from typing import Any
 
 from lora_lab.errors import SpecError
 from lora_lab.spec import Choices, Domain, FloatRange, IntRange, Masks, Point, RunSpec, Space, Sweep
+from lora_lab.spec.domains import step_of
 from lora_lab.study.made import options_of
 
 POPULATION = "population"
@@ -205,5 +206,5 @@ def _within(domain: IntRange | FloatRange, value: float) -> Any:
         return int(min(max(value, domain.low), domain.low + (domain.high - domain.low) // steps * steps))
     if domain.step is not None:
         last = int((domain.high - domain.low) / domain.step + 1e-9)
-        return domain.low + min(max(round((value - domain.low) / domain.step), 0), last) * domain.step
+        return step_of(domain, min(max(round((value - domain.low) / domain.step), 0), last))
     return min(max(value, domain.low), domain.high)

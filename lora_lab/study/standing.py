@@ -13,8 +13,8 @@ class Standing:
     """``refused`` holds the reason by trial; ``shared`` the runs that got an equal run's result, with that run;
     ``waiting`` the trials that are paused at a rung; ``planned_runs`` leaves refused trials out and has the further
     seeds of contenders in. ``stopped`` says which stop rule holds. ``copies`` are the trials that a population bred,
-    each with the trial that it goes on from and the step. ``branches`` are the runs of ``extend`` and ``clone`` that are
-    not settled; they are no part of the numbers above.
+    each with the trial that it goes on from and the step. ``branches`` are the unsettled runs of ``extend`` and
+    ``clone``; they are no part of the numbers above.
     """
 
     planned_trials: int

@@ -18,7 +18,9 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 def ranged(kind: str, low: float, high: float) -> st.SearchStrategy[dict[str, Any]]:
     """Ranges of numbers between ``low`` and ``high``: plain, on a log scale, in steps."""
-    number = st.integers(int(low), int(high)) if kind == "int" else st.floats(low, high)
+    number = (
+        st.integers(int(low), int(high)) if kind == "int" else st.floats(low, high).map(lambda x: float(f"{x:.3g}"))
+    )
     step = st.integers(1, 7) if kind == "int" else st.sampled_from([0.1, 0.05, 0.25])
     ends = st.tuples(number, number).map(sorted)
     plain = ends.map(lambda pair: {"low": pair[0], "high": pair[1]})

@@ -89,7 +89,7 @@ def test_a_worker_that_wakes_up_drops_what_it_lost_and_joins_anew(make_sweep, sh
         awake.next_run()
         fall_silent(asleep)
         until(lambda: awake._session.state.runs[lost.id].holder is None, "the lapse")
-        assert asleep.orders() == {lost.id: Order.DROP}
+        until(lambda: asleep.orders() == {lost.id: Order.DROP}, "the news")
         asleep.put_back(lost)  # changes nothing: it is not its own any more
         assert awake.next_run().id == lost.id
         assert asleep.next_run().id not in (lost.id, "t0001-s0")
