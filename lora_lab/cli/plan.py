@@ -6,7 +6,7 @@ import argparse
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lora_lab.errors import SpecError
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the plan. A run that does not fit is an answer, not a failure: 0."""
     from rich.console import Console
 
-    from lora_lab.planner.device import read_size
+    from lora_lab.spec import read_size
 
     memory = None if args.memory is None else read_size(args.memory)
     console = Console(highlight=False, soft_wrap=True)
@@ -50,12 +50,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(console: Console, overrides: Sequence[str], memory: int | None, args: argparse.Namespace) -> int:
-    from lora_lab.config.compose import composed_run, device_of, run_of
+    from lora_lab.config.compose import composed_run, device_of, memory_of, run_of
     from lora_lab.config.overrides import read_overrides
     from lora_lab.config.schema import RUN
     from lora_lab.planner import plan
 
     tree = composed_run(read_overrides(RUN, overrides))
+    memory = memory_of(tree) if memory is None else memory
     planned = plan(run_of(tree), memory=memory, lanes=args.lanes, device=device_of(tree))
     if args.json:
         print(json.dumps(planned.to_tree(), indent=1))
@@ -69,6 +70,7 @@ class _Row:
     """Points of a space that take the same: the values they share, and their plan or why there is none."""
 
     point: Mapping[str, Any]
+    spec: RunSpec | None
     plan: Plan | None
     refusal: str = ""
 
@@ -78,6 +80,7 @@ def _sweep(console: Console, name: str, overrides: Sequence[str], memory: int | 
 
     composed = compose_sweep(name, overrides)
     sweep = composed.sweep
+    memory = composed.execution.device_memory if memory is None else memory
     rows = plan_space(sweep.base, sweep.space, memory=memory, lanes=args.lanes, device=composed.execution.device)
     fits = all(row.plan is not None and row.plan.fits for row in rows)
     lanes = min((row.plan.lanes_that_fit for row in rows if row.plan is not None), default=0)
@@ -114,10 +117,24 @@ def plan_space(base: RunSpec, space: Space, *, memory: int | None, lanes: int, d
             takes = _takes(spec, kind)
             if takes not in seen:
                 seen.add(takes)
-                rows.append(_Row(point, plan(spec, memory=memory, lanes=lanes, device=device)))
+                found = plan(spec, memory=memory, lanes=lanes, device=device, remedies=False)
+                rows.append(_Row(point, spec, found))
         except (SpecError, ModelError, MethodError) as error:
-            rows.append(_Row(point, None, str(error)))
-    return rows
+            rows.append(_Row(point, None, None, str(error)))
+    return _with_ways_out(rows, memory, lanes, device)
+
+
+def _with_ways_out(rows: list[_Row], memory: int, lanes: int, device: str) -> list[_Row]:
+    """What would make the largest fit of those that do not: what helps it helps the others, too."""
+    from lora_lab.planner import plan
+
+    failing = [row for row in rows if row.plan is not None and not row.plan.fits]
+    if not failing:
+        return rows
+    largest = max(failing, key=lambda row: row.plan.peak_bytes if row.plan is not None else 0)
+    assert largest.spec is not None
+    told = replace(largest, plan=plan(largest.spec, memory=memory, lanes=lanes, device=device))
+    return [told if row is largest else row for row in rows]
 
 
 def _values_that_matter(base: RunSpec, path: str, domain: Domain, kind: str) -> list[Any]:
@@ -141,18 +158,24 @@ def _takes(spec: RunSpec, kind: str) -> _Takes:
     return Shape.of(spec, kind), spec.budget.batch_size
 
 
+def _time(seconds: float | None) -> str:
+    return "unknown: no such device here" if seconds is None else f"{seconds:.3g} s at least, by its matrix products"
+
+
 def _print_run(console: Console, planned: Plan) -> None:
-    from lora_lab.planner.device import show_size
+    from lora_lab.spec import show_size
 
     share = planned.trainable_parameters / planned.total_parameters
     by_role = ", ".join(f"{role} {count:,}" for role, count in planned.by_role.items())
+    named = {part.replace("_", " "): size for part, size in planned.parts.items()}
     lanes = "" if planned.lanes == 1 else f" for {planned.lanes} lanes"
     lines = {
         "trainable": f"{planned.trainable_parameters:,} of {planned.total_parameters:,} parameters ({share:.3%})",
         "by role": by_role or "none: the mask is empty",
         "peak memory": f"{show_size(planned.peak_bytes)}{lanes}, of {show_size(planned.memory)}",
-        "made of": ", ".join(f"{part} {show_size(size)}" for part, size in planned.parts.items() if size),
+        "made of": ", ".join(f"{part} {show_size(size)}" for part, size in named.items() if size),
         "FLOPs a step": f"{planned.flops_per_step:.3g}",
+        "time a step": _time(planned.seconds_per_step),
         "lanes that fit": str(planned.lanes_that_fit),
     }
     for name, text in lines.items():
@@ -167,25 +190,25 @@ def _print_rows(console: Console, name: str, rows: Sequence[_Row]) -> None:
     from rich import box
     from rich.table import Table
 
-    from lora_lab.planner.device import show_size
-    from lora_lab.spec import show
+    from lora_lab.spec import show, show_size
 
     paths = list(rows[0].point)
     table = Table(box=box.SIMPLE_HEAD)
     for path in paths or ["configuration"]:
         table.add_column(path)
-    for heading in ("trainable", "peak memory", "lanes that fit", "FLOPs a step"):
+    for heading in ("trainable", "peak memory", "lanes that fit", "FLOPs a step", "seconds a step"):
         table.add_column(heading, justify="right")
     for row in rows:
         values = [show(row.point[path]) for path in paths] or ["all points"]
         if row.plan is None:
-            table.add_row(*values, "refused", "", "", "", style="yellow")
+            table.add_row(*values, "refused", *[""] * 4, style="yellow")
             continue
         cells = (
             f"{row.plan.trainable_parameters:,}",
             show_size(row.plan.peak_bytes),
             str(row.plan.lanes_that_fit),
             f"{row.plan.flops_per_step:.3g}",
+            "" if row.plan.seconds_per_step is None else f"{row.plan.seconds_per_step:.2g}",
         )
         table.add_row(*values, *cells, style="" if row.plan.fits else "yellow")
     console.print(table)

@@ -24,7 +24,18 @@ from lora_lab.config.refusals import refusals
 from lora_lab.config.schema import RUN, SWEEP, check_tree
 from lora_lab.config.sweepfile import read_sweep_file, resolved_yaml
 from lora_lab.errors import ConfigError, SpaceError, nearest
-from lora_lab.spec import Execution, Objective, RunSpec, Space, Strategy, Sweep, TrackingSpec, from_tree, mask_of
+from lora_lab.spec import (
+    Execution,
+    Objective,
+    RunSpec,
+    Space,
+    Strategy,
+    Sweep,
+    TrackingSpec,
+    from_tree,
+    mask_of,
+    read_size,
+)
 
 VERSION_BASE = "1.3"
 RUN_ROOT = "lora_lab_run"
@@ -114,6 +125,16 @@ def device_of(tree: Mapping[str, Any]) -> str:
     return device
 
 
+def memory_of(tree: Mapping[str, Any]) -> int | None:
+    """Bytes of memory that a resolved tree says the device has; ``None`` where it does not say.
+
+    Raises:
+        SpecError: it is not a size.
+    """
+    said = tree["device_memory"]
+    return None if said is None else read_size(str(said), "device.memory")
+
+
 def store_root(root: str, node: Mapping[str, Any]) -> None:
     """Make ``node`` Hydra's primary config ``root``, and the schemas known to Hydra."""
     _store_schemas()
@@ -190,6 +211,7 @@ def _execution(tree: Mapping[str, Any]) -> Execution:
         launcher=_strategy(tree, "launcher"),
         max_lanes=None if lanes == "auto" else lanes,
         device=device_of(tree),
+        device_memory=memory_of(tree),
     )
 
 

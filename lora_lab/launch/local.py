@@ -62,7 +62,8 @@ def lanes_for(sweep: Sweep, spec: RunSpec, execution: Execution) -> int:
     points = sweep.space.grid() or [{}]
     specs = [run for run in map(sweep.base.at, points) if run.model == spec.model]
     largest = max([spec, *specs], key=_size)
-    return max(1, min(wanted, lanes_that_fit(largest, device_memory(execution.device), device=execution.device)))
+    memory = execution.device_memory or device_memory(execution.device)
+    return max(1, min(wanted, lanes_that_fit(largest, memory, device=execution.device)))
 
 
 def _size(spec: RunSpec) -> tuple[int, int]:

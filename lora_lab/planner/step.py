@@ -8,6 +8,7 @@ The batch is the largest there can be: every sequence ``length`` tokens long.
 
 from __future__ import annotations
 
+import bisect
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -24,9 +25,12 @@ from lora_lab.models import BaseModel, load_meta, quantise, role_modules, total_
 from lora_lab.models.quantised import constants, prime, steady
 from lora_lab.optim.optimizers import build
 from lora_lab.packing.forward import Part, losses_of
+from lora_lab.packing.head import block_rows, keeps_logits
 from lora_lab.packing.inputs import Inputs, Sequences
+from lora_lab.packing.passes import passes
 from lora_lab.packing.paths import Paths
 from lora_lab.packing.phases import heard_by
+from lora_lab.packing.stacks import Share
 from lora_lab.planner.adapters import attachment, by_role
 from lora_lab.planner.depth import Layers, cut, depths
 from lora_lab.planner.ledger import Ledger
@@ -52,13 +56,20 @@ PARTS = (
 SHARED = ("weights", "quantised_weights", "quantisation_constants", "workspace")
 """Parts that a pack holds once, however many lanes it has; of the others each lane has its own."""
 
+KEPT = ("adapters", "optimizer")
+"""Parts that a lane holds all the time, and not only while its rows go through the base."""
+
+MOST_LANES = 4096
+"""Lanes beyond which nobody asks how many fit."""
+
 
 @dataclass(frozen=True)
 class Shape:
     """All that the memory of a step depends on. Equal shapes are traced once.
 
     ``rows`` sequences of ``length`` tokens, ``supervised`` of them targets, make one forward;
-    ``accumulates`` says that a step has several. ``device`` is ``cpu`` or ``cuda``.
+    ``accumulates`` says that a step has several, ``recompute`` that layers keep only their input for the backward.
+    ``device`` is ``cpu`` or ``cuda``.
     """
 
     model: ModelSpec
@@ -68,6 +79,7 @@ class Shape:
     length: int
     supervised: int
     accumulates: bool
+    recompute: bool
     device: str
 
     @staticmethod
@@ -88,6 +100,7 @@ class Shape:
             length=length,
             supervised=max(1, min(length - 1, supervised or length)),
             accumulates=spec.budget.micro < spec.budget.batch_size,
+            recompute=spec.budget.checkpointing,
             device=device,
         )
 
@@ -115,7 +128,10 @@ def _method_shape(method: MethodSpec) -> MethodSpec:
 class Trace:
     """A traced step of one lane; ``flops`` are those of one forward and backward.
 
-    ``crests`` are the moments that can be the peak for some number of lanes.
+    ``crests`` are the moments that can be the peak for some number of lanes. ``own_bytes`` are those of the trainable
+    parameters, and of their gradients. ``rows`` tokens of a lane go through the base at once, and ``targets`` of them
+    are supervised; ``alone`` says that no other lane's go with them, ``keeps_logits`` that its logits are held until
+    its backward.
     """
 
     trainable_parameters: int
@@ -123,29 +139,60 @@ class Trace:
     by_role: tuple[tuple[str, int], ...]
     crests: tuple[Crest, ...]
     flops: int
+    own_bytes: int
+    rows: int
+    targets: int
+    alone: bool
+    keeps_logits: bool
+    device: str
 
     def parts(self, lanes: int = 1) -> dict[str, int]:
-        """Bytes by part at the peak of a pack of so many such lanes."""
-        crest = max(self.crests, key=lambda c: c.shared + lanes * c.own)
-        return {part: crest.parts.get(part, 0) * (1 if part in SHARED else lanes) for part in PARTS}
+        """Bytes by part at the peak of a pack of so many such lanes.
+
+        Lanes that go through the base in another pass hold no activations meanwhile, and all of their gradients.
+        """
+        together = self._together(lanes)
+        return max((self._at(crest, lanes, together) for crest in self.crests), key=lambda held: sum(held.values()))
 
     def peak(self, lanes: int = 1) -> int:
         """Bytes at the peak of a pack of so many such lanes."""
-        return max(c.shared + lanes * c.own for c in self.crests)
+        return sum(self.parts(lanes).values())
 
     def lanes_in(self, budget: int) -> int:
         """How many such lanes stay within ``budget`` bytes; 0 when not even one does."""
         if self.peak(1) > budget:
             return 0
-        return min((budget - c.shared) // c.own for c in self.crests if c.own)
+        too_many = 2
+        while too_many <= MOST_LANES and self.peak(too_many) <= budget:
+            too_many *= 2
+        return bisect.bisect_right(range(1, too_many), budget, key=self.peak)
+
+    def _together(self, lanes: int) -> int:
+        alone = range(lanes) if self.alone else ()
+        return max(map(len, passes([self.rows] * lanes, self.device, alone)))
+
+    def _at(self, crest: Crest, lanes: int, together: int) -> dict[str, int]:
+        held = {part: crest.parts.get(part, 0) for part in PARTS}
+        for part in PARTS:
+            if part not in SHARED:
+                held[part] *= lanes if part in KEPT else together
+        held["gradients"] += self.own_bytes * (lanes - together)
+        if not self.keeps_logits:  # a block of them at a time, of whichever lanes
+            block = block_rows(self.device)
+            one = min(self.targets, block)
+            held["logits"] = crest.parts.get("logits", 0) * min(together * self.targets, block) // one
+        return held
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """A traced step: its moments, and its trainable parameters by role."""
+    """A traced step: its moments, and of its trainable parameters how many there are by role, and their bytes."""
 
     timeline: Timeline
     by_role: dict[str, int]
+    own_bytes: int
+    alone: bool
+    keeps_logits: bool
 
 
 @lru_cache(maxsize=512)
@@ -163,7 +210,19 @@ def trace(shape: Shape) -> Trace:
     crests = step.timeline.crests(SHARED)
     by_role = tuple(step.by_role.items())
     total = sum(step.by_role.values())
-    return Trace(total, total_parameters(model), by_role, crests, step.timeline.flops)
+    return Trace(
+        trainable_parameters=total,
+        total_parameters=total_parameters(model),
+        by_role=by_role,
+        crests=crests,
+        flops=step.timeline.flops,
+        own_bytes=step.own_bytes,
+        rows=shape.rows * shape.length,
+        targets=shape.rows * shape.supervised,
+        alone=step.alone,
+        keeps_logits=step.keeps_logits,
+        device=shape.device,
+    )
 
 
 def _step_of_short(shape: Shape, model: PreTrainedModel) -> Step | None:
@@ -179,7 +238,8 @@ def _step_of_short(shape: Shape, model: PreTrainedModel) -> Step | None:
     if timeline is None:
         return None
     counts = {role: n + cuts.times * (long.by_role[role] - n) for role, n in short.by_role.items()}
-    return Step(timeline, counts)
+    own_bytes = short.own_bytes + cuts.times * (long.own_bytes - short.own_bytes)
+    return Step(timeline, counts, own_bytes, short.alone, short.keeps_logits)
 
 
 def step_of(shape: Shape, layers: int | None = None) -> Step:
@@ -199,8 +259,14 @@ def step_of(shape: Shape, layers: int | None = None) -> Step:
         with ledger, heard_by(ledger.phase, None if marks is None else marks.begins):
             with ledger.phase("adapters"):
                 found = attachment(base, shape.method)
-            _train(base, shape, ledger, found)
-    return Step(Timeline.of(PARTS, ledger.moments, ledger.marks, ledger.flops), by_role(found, base))
+            paths = _train(base, shape, ledger, found)
+    return Step(
+        timeline=Timeline.of(PARTS, ledger.moments, ledger.marks, ledger.flops),
+        by_role=by_role(found, base),
+        own_bytes=sum(parameter.nbytes for parameter in found.parameters().values()),
+        alone=found.solo is not None,
+        keeps_logits=found.solo is not None or keeps_logits(paths, Share(found, 0, shape.length)),
+    )
 
 
 def _book_weights(model: PreTrainedModel, ledger: Ledger) -> None:
@@ -219,9 +285,12 @@ def _sequences(shape: Shape) -> Sequences:
     return [(ids, supervised)] * shape.rows
 
 
-def _train(base: BaseModel, shape: Shape, ledger: Ledger, found: Attachment) -> None:
-    """A forward, backward and update that find the optimizer's state there, as all but the first step do."""
-    part = Part(found, _sequences(shape), noise=0)
+def _train(base: BaseModel, shape: Shape, ledger: Ledger, found: Attachment) -> Paths:
+    """A forward, backward and update that find the optimizer's state there, as all but the first step do.
+
+    Returns the model as it was mounted.
+    """
+    part = Part(found, _sequences(shape), noise=0, recompute=shape.recompute)
     sequences = part.laid_out
     with _disable_current_modes():  # where tokens lie is known
         inputs = Inputs.of([sequences], torch.device("cpu"), kernels=shape.device)
@@ -230,7 +299,7 @@ def _train(base: BaseModel, shape: Shape, ledger: Ledger, found: Attachment) -> 
         ledger.begin()
         with ledger.phase("activations"), torch.no_grad():
             losses_of(paths, [part], inputs)
-        return
+        return paths
     paths.mount(found)
     with ledger.phase("adapters"):
         optimizer = build(shape.optimizer, found.parameters())
@@ -250,3 +319,4 @@ def _train(base: BaseModel, shape: Shape, ledger: Ledger, found: Attachment) -> 
     with ledger.phase("workspace"):
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
+    return paths

@@ -8,6 +8,7 @@ from lora_lab.spec.ports import Controller, Recorder, Verdict
 from lora_lab.spec.result import SETTLED, EvalMetrics, Outcome, RunResult, StepMetrics, run_id
 from lora_lab.spec.roles import ROLES, Mask, all_masks, mask_name, mask_of
 from lora_lab.spec.run import BudgetSpec, EvaluationSpec, RunSpec
+from lora_lab.spec.sizes import read_size, show_size
 from lora_lab.spec.space import Choices, Domain, FloatRange, IntRange, Masks, Point, Space, show
 from lora_lab.spec.sweep import Execution, Objective, Strategy, Sweep, TrackingSpec
 from lora_lab.spec.tree import Pairs, at_path, from_tree, pairs, thaw, to_tree, with_paths
@@ -51,8 +52,10 @@ __all__ = [
     "mask_name",
     "mask_of",
     "pairs",
+    "read_size",
     "run_id",
     "show",
+    "show_size",
     "thaw",
     "to_tree",
     "with_paths",

@@ -165,7 +165,8 @@ class Execution:
     """How a sweep is carried out: folder, storage, tracking, launcher and lanes per pack.
 
     ``storage`` is an Optuna storage URL (``None``: a journal file in ``folder``); ``max_lanes`` limits
-    the lanes of a pack (``None``: decided by the planner); ``device`` is ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+    the lanes of a pack (``None``: decided by the planner); ``device`` is ``auto``, ``cpu``, ``cuda`` or ``cuda:N``,
+    of which ``device_memory`` bytes may be used (``None``: what is free).
     """
 
     folder: str
@@ -174,6 +175,7 @@ class Execution:
     launcher: Strategy = Strategy("local")
     max_lanes: int | None = None
     device: str = "auto"
+    device_memory: int | None = None
 
     def __post_init__(self) -> None:
         if self.max_lanes is not None and self.max_lanes <= 0:
