@@ -207,7 +207,7 @@ def trace(shape: Shape) -> Trace:
     """
     model = load_meta(shape.model)
     step = _step_of_short(shape, model) or step_of(shape)
-    crests = step.timeline.crests(SHARED)
+    crests = step.timeline.crests(SHARED if step.keeps_logits else (*SHARED, "logits"))
     by_role = tuple(step.by_role.items())
     total = sum(step.by_role.values())
     return Trace(
