@@ -9,6 +9,7 @@ The batch is the largest there can be: every sequence ``length`` tokens long.
 from __future__ import annotations
 
 import bisect
+import copy
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -32,7 +33,7 @@ from lora_lab.packing.paths import Paths
 from lora_lab.packing.phases import heard_by
 from lora_lab.packing.stacks import Share
 from lora_lab.planner.adapters import attachment, by_role
-from lora_lab.planner.depth import Layers, cut, depths
+from lora_lab.planner.depth import Layers, cut, decoder_layers, depths
 from lora_lab.planner.ledger import Ledger
 from lora_lab.planner.timeline import Crest, Timeline, extended
 from lora_lab.spec import MethodSpec, ModelSpec, OptimizerSpec, RunSpec
@@ -205,14 +206,13 @@ def trace(shape: Shape) -> Trace:
     Raises:
         ModelError, MethodError: the model's configuration cannot be read, or lacks a role that is asked for.
     """
-    model = load_meta(shape.model)
-    step = _step_of_short(shape, model) or step_of(shape)
+    step = _step_of_short(shape) or step_of(shape)
     crests = step.timeline.crests(SHARED if step.keeps_logits else (*SHARED, "logits"))
     by_role = tuple(step.by_role.items())
     total = sum(step.by_role.values())
     return Trace(
         trainable_parameters=total,
-        total_parameters=total_parameters(model),
+        total_parameters=total_parameters(_shortened(shape.model, None)),
         by_role=by_role,
         crests=crests,
         flops=step.timeline.flops,
@@ -225,12 +225,21 @@ def trace(shape: Shape) -> Trace:
     )
 
 
-def _step_of_short(shape: Shape, model: PreTrainedModel) -> Step | None:
+@lru_cache(maxsize=8)
+def _shortened(model: ModelSpec, layers: int | None) -> PreTrainedModel:
+    """The model on the meta device with its first so many decoder layers, or with all of them. To be copied."""
+    found = load_meta(model)
+    if layers is not None:
+        cut(found, layers)
+    return found
+
+
+def _step_of_short(shape: Shape) -> Step | None:
     """The step of the whole model as two short versions of it tell it; ``None`` where they do not."""
     method = shape.method
     if method.layers or not method.one_rank or method.reads("top_layers"):
         return None  # layers that are alike carry different adapters
-    cuts = depths(model)
+    cuts = depths(_shortened(shape.model, None))
     if cuts is None:
         return None
     short, long = step_of(shape, cuts.short), step_of(shape, cuts.long)
@@ -244,9 +253,9 @@ def _step_of_short(shape: Shape, model: PreTrainedModel) -> Step | None:
 
 def step_of(shape: Shape, layers: int | None = None) -> Step:
     """One step of one lane, with all of the model's layers or the first few of them."""
-    model = load_meta(shape.model)
+    model = copy.deepcopy(_shortened(shape.model, layers))
     ledger = Ledger(PARTS)
-    marks = None if layers is None else Layers(cut(model, layers), ledger.mark)
+    marks = None if layers is None else Layers(decoder_layers(model, layers), ledger.mark)
     prime(shape.model)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu")  # where tensors without data pretend to be; on CUDA as much is allocated
