@@ -26,7 +26,7 @@ from lora_lab.config import compose_run
 from lora_lab.engine.cost import Flops
 from lora_lab.engine.lane import LaneJob
 from lora_lab.engine.pack import Pack
-from lora_lab.spec import EvalMetrics, RunResult, RunSpec, StepMetrics, Verdict
+from lora_lab.spec import EvalMetrics, Order, RunResult, RunSpec, StepMetrics, Verdict
 
 RANKS = (2, 8, 32)
 SETTINGS = ("data.train_size=512", "data.eval_size=8", "budget.batch_size=8")
@@ -52,6 +52,11 @@ class Clock:
 
     def decide(self, run: str, metrics: EvalMetrics) -> Verdict:
         return Verdict.STOP
+
+    def orders(self) -> dict[str, Order]:
+        return {}
+
+    def saved(self, run: str, step: int) -> None: ...
 
     def pause_requested(self) -> bool:
         return len(self.times) > self.steps

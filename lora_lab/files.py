@@ -18,8 +18,10 @@ from typing import Any
 from lora_lab.errors import CheckpointError, SweepFolderError
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
     """Write ``data`` to ``path`` so that it is there whole, or not at all, after a crash.
+
+    Without ``durable`` a power cut may still take it, or leave it torn: for what is also kept elsewhere.
 
     Raises:
         SweepFolderError: no space left, or no permission to write there.
@@ -31,24 +33,26 @@ def write_bytes(path: Path, data: bytes) -> None:
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
                 file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    os.fsync(file.fileno())
             Path(name).chmod(0o644)
             Path(name).replace(path)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
                 Path(name).unlink()
             raise
-        sync_folder(path.parent)
+        if durable:
+            sync_folder(path.parent)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, *, durable: bool = True) -> None:
     """:func:`write_bytes` of UTF-8 text."""
-    write_bytes(path, text.encode())
+    write_bytes(path, text.encode(), durable=durable)
 
 
-def write_json(path: Path, tree: Any) -> None:
+def write_json(path: Path, tree: Any, *, durable: bool = True) -> None:
     """:func:`write_bytes` of indented JSON."""
-    write_text(path, json.dumps(tree, indent=1, allow_nan=True) + "\n")
+    write_text(path, json.dumps(tree, indent=1, allow_nan=True) + "\n", durable=durable)
 
 
 def read_json(path: Path) -> Any:
@@ -84,6 +88,7 @@ def folder_errors(path: Path) -> Iterator[None]:
         remedies = {
             errno.ENOSPC: "The disk is full: free some space, or move the sweep with sweep.dir=FOLDER.",
             errno.EDQUOT: "The disk quota is used up: free some space, or move the sweep with sweep.dir=FOLDER.",
+            errno.EFBIG: "A file may not grow so large there: raise that limit (ulimit -f), or use sweep.dir=FOLDER.",
             errno.ENOENT: "No folder can be made there: choose another place with sweep.dir=FOLDER.",
             errno.EACCES: "No permission to write there: choose another place with sweep.dir=FOLDER.",
             errno.EPERM: "No permission to write there: choose another place with sweep.dir=FOLDER.",

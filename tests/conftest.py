@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command import LORA_LAB, environment
+from postgres import Postgres, server
 
 from lora_lab.files import write_json
 from lora_lab.spec import (
@@ -105,6 +106,12 @@ def fabricate(tmp_path: Path) -> Callable[..., Sweep]:
         return sweep
 
     return write
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server for the whole session; take a database of your own from it."""
+    yield from server()
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import lora_lab
-from lora_lab.cli.main import VERBS
+from lora_lab.cli.main import VERBS, verb_of
 
 PACKAGE = Path(lora_lab.__file__).parent
 ROOT = PACKAGE.parent
@@ -65,7 +65,7 @@ def test_help_loads_nothing_heavy():
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_verb_explains_itself_without_loading_anything(verb):
-    module = importlib.import_module(f"lora_lab.cli.{verb}")
+    module = verb_of(verb)
     assert module.HELP
     assert "\n" not in module.HELP
     assert module.EXAMPLE.startswith(f"lora-lab {verb}")

@@ -1,7 +1,6 @@
 """The documents are true: links resolve, commands parse and compose, YAML is a sweep, Python runs."""
 
 import argparse
-import importlib
 import re
 import shlex
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import lora_lab
-from lora_lab.cli.main import ALLOW_CODE, VERBS
+from lora_lab.cli.main import ALLOW_CODE, VERBS, verb_of
 from lora_lab.config import compose_run, compose_sweep
 
 ROOT = Path(lora_lab.__file__).parent.parent
@@ -45,7 +44,7 @@ def test_links_resolve(document):
 def test_commands_of_lora_lab_parse_and_compose(words):
     verb = words[1]
     assert verb in VERBS
-    module = importlib.import_module(f"lora_lab.cli.{verb}")
+    module = verb_of(verb)
     parser = argparse.ArgumentParser(exit_on_error=False)
     module.configure(parser)
     args = parser.parse_intermixed_args(words[2:])
@@ -61,7 +60,7 @@ def test_commands_of_lora_lab_parse_and_compose(words):
 
 
 def test_the_verbs_of_the_readme_are_all_there_are():
-    table = re.findall(r"^\| `(\w+)` \|", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    table = re.findall(r"^\| `([\w-]+)` \|", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert sorted(table) == sorted(VERBS)
 
 

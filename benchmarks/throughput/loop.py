@@ -29,7 +29,12 @@ def _train(base: BaseModel, run: Planned, watch: Stopwatch) -> float:
         model.train()
         trained = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
-            trained, lr=o.lr, betas=(o.beta1, o.beta2), eps=o.eps, weight_decay=o.weight_decay, fused=True
+            trained,
+            lr=o.lr,
+            betas=(o.own["beta1"], o.own["beta2"]),
+            eps=o.own["eps"],
+            weight_decay=o.weight_decay,
+            fused=True,
         )
         watch.begin()
         for step, sequences in enumerate(batches):

@@ -9,7 +9,7 @@ from pathlib import Path
 from lora_lab.engine.lane import LaneJob
 from lora_lab.engine.pack import Pack
 from lora_lab.models import BaseModel
-from lora_lab.spec import EvalMetrics, Outcome, RunResult, RunSpec, StepMetrics, Verdict
+from lora_lab.spec import EvalMetrics, Order, Outcome, RunResult, RunSpec, StepMetrics, Verdict
 from throughput.timing import Found, Stopwatch
 from throughput.workload import Planned, training_flops
 
@@ -49,6 +49,11 @@ class Ports:
 
     def decide(self, run: str, metrics: EvalMetrics) -> Verdict:
         return Verdict.CONTINUE
+
+    def orders(self) -> dict[str, Order]:
+        return {}
+
+    def saved(self, run: str, step: int) -> None: ...
 
     def pause_requested(self) -> bool:
         return False

@@ -7,11 +7,12 @@ whole data set. ``nf4-`` before a shape asks for a base in NF4.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ import torch
 from lora_lab import data
 from lora_lab.config import compose_sweep
 from lora_lab.data import BatchOrder, Split, Tokenised
+from lora_lab.data.split import Tokens
 from lora_lab.engine.cost import Flops
 from lora_lab.methods import Attachment, attach
 from lora_lab.models import BaseModel
@@ -134,15 +136,21 @@ def training_flops(base: BaseModel, run: Planned, first: int, attachment: Attach
 
 def _blocks(split: Split, length: int) -> Split:
     """The tokens of a split as blocks of exactly ``length``, of which the end is supervised."""
-    count = len(split.ids) // length
-    return Split(
-        ids=split.ids[: count * length],
+    ids = np.concatenate([split.tokens(i)[0] for i in range(len(split))])
+    count = len(ids) // length
+    prompt = round((1 - SUPERVISED) * length)
+    tokens = Tokens(
+        ids=ids[: count * length].astype(np.int32),
+        supervised=np.tile(np.arange(length) >= prompt, count).astype(np.uint8),
         offsets=np.arange(count + 1, dtype=np.int64) * length,
-        prompt_lengths=np.full(count, round((1 - SUPERVISED) * length), dtype=np.int32),
-        answers=[""] * count,
-        tasks=[""] * count,
-        mask_prompt=True,
+        prompt_lengths=np.full(count, prompt, dtype=np.int32),
+        full_lengths=np.full(count, length, dtype=np.int32),
+        prints=np.zeros(count, dtype=np.uint64),
+        texts=np.frombuffer(json.dumps([[""] * count, [""] * count]).encode(), dtype=np.uint8),
+        digest="blocks",
+        running=False,
     )
+    return Split((tokens,), np.zeros(count, dtype=np.int32), np.arange(count, dtype=np.int64))
 
 
 def _by_length(split: Split, spec: RunSpec) -> Split:
@@ -165,12 +173,5 @@ def _by_length(split: Split, spec: RunSpec) -> Split:
 
 def _rows(split: Split, rows: Sequence[int] | np.ndarray) -> Split:
     """A split of some examples of another."""
-    parts = [split.ids[split.offsets[i] : split.offsets[i + 1]] for i in rows]
-    return Split(
-        ids=np.concatenate(parts),
-        offsets=np.cumsum([0, *map(len, parts)], dtype=np.int64),
-        prompt_lengths=np.array([split.prompt_lengths[i] for i in rows], dtype=np.int32),
-        answers=[split.answers[i] for i in rows],
-        tasks=[split.tasks[i] for i in rows],
-        mask_prompt=split.mask_prompt,
-    )
+    chosen = np.asarray(rows)
+    return replace(split, source=split.source[chosen], row=split.row[chosen])

@@ -17,7 +17,7 @@ from typing import Any
 
 from lora_lab.errors import CheckpointError, SpecError, SweepFolderError, nearest
 from lora_lab.files import read_json
-from lora_lab.spec import Choices, FloatRange, IntRange, Masks, Objective, Outcome, Space, from_tree
+from lora_lab.spec import Choices, FloatRange, IntRange, Masks, Objective, Outcome, Space, to_tree
 
 _RESULT_FIELDS = frozenset({"run", "trial", "seed", "key", "outcome", "point"})
 _OUTCOMES = frozenset(str(outcome) for outcome in Outcome)
@@ -35,10 +35,15 @@ class SweepRecord:
     sampler: str
     trials: int | None
     repeats: int
+    objectives: tuple[Objective, ...] = ()
+    """Where there are several; ``objective`` is the first of them then."""
+    planned: int | None = None
 
     @property
     def planned_trials(self) -> int:
         """How many trials the sweep will hold when it is done."""
+        if self.planned is not None:
+            return self.planned
         points = _grid_size(self.space) if self.sampler == "grid" else None
         if points is None:
             return self.trials or 0
@@ -58,6 +63,7 @@ class SweepRecord:
             "sampler": self.sampler,
             "trials": self.trials,
             "repeats": self.repeats,
+            "objectives": [to_tree(objective) for objective in self.objectives],
         }
 
 
@@ -117,20 +123,25 @@ def read_sweep(folder: Path | str) -> SweepRecord:
 
 def record_of(tree: Mapping[str, Any], folder: Path) -> SweepRecord:
     """The record in a sweep's tree; ``KeyError``, ``TypeError`` or ``SpecError`` where it is no sweep's."""
+    objectives = tuple(Objective.read(said, "sweep.objectives") for said in tree.get("objectives", ()))
     return SweepRecord(
         folder=folder,
         name=tree["name"],
         key=tree["key"],
         space=Space.from_tree(tree["space"]),
-        objective=from_tree(Objective, tree["objective"], "sweep.objective"),
+        objective=objectives[0] if objectives else Objective.read(tree["objective"], "sweep.objective"),
         sampler=tree["sampler"]["name"],
         trials=tree["trials"],
         repeats=tree["repeats"],
+        objectives=objectives,
+        planned=tree.get("planned_trials"),
     )
 
 
 def read_results(folder: Path | str) -> list[dict[str, Any]]:
     """The trees of all ``<folder>/runs/*/result.json``, in the order of their run ids; empty where there are none.
+
+    Runs that branched off another (``lora-lab extend`` and ``clone``) are not the sweep's own and are left out.
 
     Raises:
         CheckpointError: a file is torn, or is not a run's result; it is named.
@@ -143,7 +154,7 @@ def read_results(folder: Path | str) -> list[dict[str, Any]]:
     results = []
     for name in names:
         tree = read_result(runs / name)
-        if tree is not None:
+        if tree is not None and tree.get("parent") is None:
             results.append(tree)
     results.sort(key=lambda tree: (tree["trial"], tree["seed"]))
     return results

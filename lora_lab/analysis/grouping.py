@@ -21,7 +21,7 @@ from lora_lab.analysis.frame import IDENTITY, MEASURES
 from lora_lab.analysis.naming import point_name
 from lora_lab.errors import SpecError, nearest
 from lora_lab.spec import Choices, Domain, FloatRange, IntRange, Masks, Outcome, Space
-from lora_lab.spec.sweep import DIRECTIONS
+from lora_lab.spec.objective import DIRECTIONS
 
 BASE_METRICS: Mapping[str, str] = {
     "eval_loss": "base_eval_loss",

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import keyword
 import os
 import sys
 import traceback
@@ -23,7 +24,8 @@ from typing import NoReturn, Protocol, cast
 import lora_lab
 from lora_lab.errors import ConfigError, Interrupted, LoraLabError, nearest
 
-VERBS = ("sweep", "train", "status", "report", "compare", "ui", "doctor", "plan", "data")
+STUDY_VERBS = ("worker", "stop", "extend", "clone", "retry", "cancel", "export", "import", "prune-files")
+VERBS = ("sweep", "train", "status", "report", "compare", "ui", "doctor", "plan", "data", *STUDY_VERBS)
 """In the order that ``--help`` shows them."""
 ALLOW_CODE = "allow_code=true"
 """Lets a configuration name Python functions of the user's (``data=callable``)."""
@@ -96,7 +98,7 @@ def _dispatch(argv: list[str]) -> int:
     if ALLOW_CODE in rest:  # said here or nowhere: no configuration file can say it
         os.environ["LORA_LAB_ALLOW_CODE"] = "1"
         rest = [word for word in rest if word != ALLOW_CODE]
-    verb = _verb(name)
+    verb = verb_of(name)
     parser = Parser(
         prog=f"lora-lab {name}",
         description=f"{verb.HELP[0].upper()}{verb.HELP[1:]}.",
@@ -113,13 +115,15 @@ def _dispatch(argv: list[str]) -> int:
     return code
 
 
-def _verb(name: str) -> Verb:
-    return cast(Verb, importlib.import_module(f"lora_lab.cli.{name}"))
+def verb_of(name: str) -> Verb:
+    """The module of a verb."""
+    module = name.replace("-", "_")
+    return cast(Verb, importlib.import_module(f"lora_lab.cli.{module}{'_' if keyword.iskeyword(module) else ''}"))
 
 
 def _overview() -> str:
     width = max(map(len, VERBS))
-    verbs = "\n".join(f"  {name:<{width}}  {_verb(name).HELP}" for name in VERBS)
+    verbs = "\n".join(f"  {name:<{width}}  {verb_of(name).HELP}" for name in VERBS)
     return (
         "usage: lora-lab VERB [SWEEP] [key=value …] [--flags]\n\n"
         "Find the right LoRA configuration for a language model, fast, and know how sure one may be.\n\n"

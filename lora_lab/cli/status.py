@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import math
 import os
@@ -79,42 +78,44 @@ def status_tree(record: SweepRecord, results: Sequence[Mapping[str, Any]]) -> di
     it is running and a run has been settled.
     """
     from lora_lab.spec import SETTLED
+    from lora_lab.study.look import living, look
+    from lora_lab.study.standing import standing
 
     outcomes = Counter(str(tree["outcome"]) for tree in results)
     settled = sum(count for outcome, count in outcomes.items() if outcome in SETTLED)
-    worker = working(record.folder)
+    study = look(record.folder)
+    workers = [called(worker.process) for worker in living(study)] if study is not None else []
+    worker = workers[0] if workers else None
+    found = standing(study) if study is not None else None
+    planned_runs = found.planned_runs if found else record.planned_runs
     active = active_runs(record, {str(t["run"]) for t in results if t["outcome"] in SETTLED}, worker is not None)
-    state = "running" if worker else "done" if settled >= record.planned_runs else "paused"
+    state = "running" if worker else "done" if settled >= planned_runs else "paused"
     return {
         "sweep": record.name,
         "folder": str(record.folder),
         "key": record.key,
         "state": state,
         "worker": worker,
-        "planned_trials": record.planned_trials,
+        "workers": workers,
+        "halted": study.halted if study is not None else None,
+        "stopped": found.stopped if found else None,
+        "refused": {str(trial): why for trial, why in found.refused.items()} if found else {},
+        "shared": found.shared if found else {},
+        "waiting": list(found.waiting) if found else [],
+        "planned_trials": found.planned_trials if found else record.planned_trials,
         "trials": len({tree["trial"] for tree in results}),
-        "planned_runs": record.planned_runs,
+        "planned_runs": planned_runs,
         "settled_runs": settled,
         "outcomes": dict(sorted(outcomes.items())),
         "active": [asdict(run) for run in active],
         "best": _best(record, results),
-        "eta_seconds": seconds_left(results, active, record.planned_runs) if state == "running" else None,
+        "eta_seconds": seconds_left(results, active, planned_runs) if state == "running" else None,
     }
 
 
-def working(folder: Path) -> str | None:
-    """Who works on the sweep now (``process 123 on host``), by the lock on its folder; ``None`` when nobody does."""
-    try:
-        file = os.open(folder / ".lock", os.O_RDONLY)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return os.pread(file, 200, 0).decode(errors="replace") or "another process"
-    finally:
-        os.close(file)
-    return None
+def called(process: Mapping[str, Any]) -> str:
+    """``process 123 on host``."""
+    return f"process {process['pid']} on {process['host']}"
 
 
 def active_runs(record: SweepRecord, settled: set[str], busy: bool) -> list[ActiveRun]:
@@ -211,12 +212,15 @@ def _screen(tree: Mapping[str, Any], resume: str) -> None:
     from lora_lab.cli.summary import say
 
     console = Console()
-    by = f" by {tree['worker']}" if tree["worker"] else ""
+    more = f" and {len(tree['workers']) - 1} more" if len(tree["workers"]) > 1 else ""
+    by = f" by {tree['worker']}{more}" if tree["worker"] else ""
     say(console, f"Sweep {tree['sweep']} in {tree['folder']}: {tree['state']}{by}", style="bold")
     said = [f"{count} {OUTCOME_WORDS[outcome]}" for outcome, count in tree["outcomes"].items()]
     outcomes = f" ({', '.join(said)})" if said else ""
     trials = f"{tree['trials']} of {tree['planned_trials']} trials have results"
     say(console, f"{tree['settled_runs']} of {tree['planned_runs']} runs settled{outcomes}; {trials}")
+    for line in search_lines(tree):
+        say(console, line)
     for run in tree["active"]:
         of = "" if run["total_steps"] is None else f"/{run['total_steps']}"
         numbers = [
@@ -231,8 +235,31 @@ def _screen(tree: Mapping[str, Any], resume: str) -> None:
         say(console, f"Best so far: {best_text(tree['best'])}")
     if tree["eta_seconds"] is not None:
         say(console, f"About {duration(tree['eta_seconds'])} left")
+    if tree["halted"]:
+        say(console, f"Stopped: {tree['halted']}")
     if tree["state"] == "paused":
         say(console, f"Go on with: {resume}")
+
+
+MOST_REFUSED = 3
+"""Refused points whose reason is shown; the rest are counted."""
+
+
+def search_lines(tree: Mapping[str, Any]) -> list[str]:
+    """What else is to be said of a search: points refused, results shared, trials paused, why it was stopped."""
+    lines = []
+    if refused := tree["refused"]:
+        lines.append(f"{len(refused)} points refused, and never trained:")
+        lines += [f"  trial {trial}: {why}" for trial, why in list(refused.items())[:MOST_REFUSED]]
+        lines += [f"  … and {len(refused) - MOST_REFUSED} more"] if len(refused) > MOST_REFUSED else []
+    if shared := tree["shared"]:
+        run, other = next(iter(shared.items()))
+        lines.append(f"{len(shared)} runs share the result of an equal run ({run} that of {other})")
+    if tree["waiting"]:
+        lines.append(f"{len(tree['waiting'])} trials are paused at a rung")
+    if tree["stopped"]:
+        lines.append(f"No further trials: {tree['stopped']}")
+    return lines
 
 
 def best_text(best: Mapping[str, Any]) -> str:

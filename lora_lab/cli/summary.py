@@ -19,6 +19,7 @@ from lora_lab.analysis import (
     read_sweep,
     results_frame,
 )
+from lora_lab.analysis.front import front_grid
 from lora_lab.analysis.grouping import BASE_METRICS
 from lora_lab.analysis.naming import OUTCOME_WORDS
 from lora_lab.cli.commands import typed
@@ -48,11 +49,18 @@ def print_summary(console: Console, folder: Path, mlflow_ui: str | None = None) 
         say(console, f"Sweep {record.name}: none of its {record.planned_runs} runs has a result yet.")
         say_commands(console, next_commands(record, 0, mlflow_ui))
         return
+    from lora_lab.cli.status import search_lines, status_tree
+
     frame = results_frame(record, results)
     best = best_configuration(frame)
     say(console, headline(record, frame), style="bold")
     for line in troubles(frame):
         say(console, line, style="yellow")
+    for line in search_lines(status_tree(record, results)):
+        say(console, line)
+    if (front := front_grid(frame)) is not None:
+        say(console, "")
+        print_grid(console, front)
     if best is not None:
         say(console, "")
         print_grid(console, ablation_table(frame).grid)

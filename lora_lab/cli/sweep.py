@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from lora_lab.files import write_text
     from lora_lab.study import Study
     from lora_lab.tracking import check as check_tracking
+    from lora_lab.worker.figures import figures_on
     from lora_lab.worker.preflight import check_folder
 
     overrides = list(args.overrides)
@@ -55,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         _check_input(composed)
     check_folder(folder)
     console = Console(highlight=False)
-    with Study.open(composed.sweep, composed.execution) as study:
+    with Study.open(composed.sweep, composed.execution, figures_on(composed.execution.device)) as study:
         write_text(folder / "config.yaml", composed.yaml)
         counts = study.counts()
         left = counts.planned_runs - counts.runs
@@ -89,21 +91,30 @@ def _check_input(composed: Composed) -> None:
 
 def _train(composed: Composed, study: Study, console: Console, command: str) -> None:
     from lora_lab.cli.progress import Progress
-    from lora_lab.launch import local
-    from lora_lab.tracking import open_tracker
+    from lora_lab.launch import local, supervise
+    from lora_lab.study.lines import file_lock
+    from lora_lab.study.state import CANCELLED
+    from lora_lab.tracking import Untracked, open_tracker
 
     sweep, execution = composed.sweep, composed.execution
     counts = study.counts()
     _say_store(composed, console)
-    tracker = open_tracker(sweep, execution)
+    stack = contextlib.ExitStack()
+    # One process sends what all workers write; a second one would send it twice.
+    mine = stack.enter_context(file_lock(Path(execution.folder) / ".tracking.lock", wait=False))
+    tracker = open_tracker(sweep, execution) if mine else Untracked()
     tracker.start()
     try:
         with Progress(console, counts.planned_runs, counts.runs, paths=sweep.space.paths) as progress:
             if counts.runs:
                 progress.say(f"going on: {counts.runs} of {counts.planned_runs} runs are settled")
-            finished = local.run(sweep, execution, study, progress, say=progress.say, settled=progress.set_done)
+            if execution.launcher.workers == 1:
+                finished = local.run(sweep, execution, study, progress, say=progress.say, settled=progress.set_done)
+            else:
+                finished = supervise.run(execution, study, progress, say=progress.say, settled=progress.set_done)
     finally:
         lag = tracker.close()
+        stack.close()
     if lag:
         console.print(
             f"MLflow has not got {lag.runs} runs yet ({lag.error or 'it was too slow'}); nothing is lost, "
@@ -111,8 +122,15 @@ def _train(composed: Composed, study: Study, console: Console, command: str) -> 
             style="yellow",
             soft_wrap=True,
         )
+    done = study.counts()
+    if done.halted == CANCELLED:
+        raise Interrupted(f"Cancelled; {done.runs} of {done.planned_runs} runs are settled. Go on with: {command}")
+    if done.halted is not None:
+        raise RunFailed(
+            f"The sweep was stopped: {done.halted}. {done.runs} of {done.planned_runs} runs are settled. Go on with: "
+            f"{command}; train the failed ones again with: {typed(['lora-lab', 'retry', execution.folder])}"
+        )
     if not finished:
-        done = study.counts()
         raise Interrupted(
             f"Interrupted; {done.runs} of {done.planned_runs} runs are settled and the others are saved. "
             f"Go on with: {command}"
@@ -134,6 +152,10 @@ def _say_store(composed: Composed, console: Console) -> None:
     from lora_lab.tracking import redact, resolve_uri, ui_command
 
     console.print(f"sweep   {composed.execution.folder}", soft_wrap=True)
+    if composed.sweep.design is not None:
+        console.print(f"design  {composed.sweep.design.sentence}", soft_wrap=True)
+        for line in composed.sweep.design.aliases:
+            console.print(f"        aliased: {line}", soft_wrap=True)
     if composed.execution.tracking.name == "mlflow":
         uri = resolve_uri(composed.execution.tracking)
         console.print(f"MLflow  {redact(uri)}   (open it with: {redact(typed(ui_command(uri)))})", soft_wrap=True)

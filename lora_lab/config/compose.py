@@ -18,7 +18,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from lora_lab.config.overrides import Overrides, edit_space, read_overrides
+from lora_lab.config.overrides import Overrides, edit_space, flat_space, read_overrides
 from lora_lab.config.places import conf_folder, options, sweep_file, sweep_names
 from lora_lab.config.refusals import refusals
 from lora_lab.config.schema import RUN, SWEEP, check_tree
@@ -26,14 +26,18 @@ from lora_lab.config.sweepfile import read_sweep_file, resolved_yaml
 from lora_lab.errors import ConfigError, SpaceError, nearest
 from lora_lab.spec import (
     Execution,
+    Expression,
+    LauncherSpec,
     Objective,
     RunSpec,
     Space,
+    Stop,
     Strategy,
     Sweep,
     TrackingSpec,
     from_tree,
     mask_of,
+    pairs,
     read_size,
 )
 
@@ -186,17 +190,50 @@ def _sweep(tree: Mapping[str, Any]) -> Sweep:
     section = tree["sweep"]
     if not isinstance(section["space"], Mapping):
         raise SpaceError(f"sweep.space: a mapping of config path to domain, got {section['space']!r}.")
+    repeats, max_repeats = _repeats(section["repeats"])
+    base, space = run_of({name: tree[name] for name in _run_keys()}), Space.from_tree(section["space"])
+    pruner = _strategy(tree, "pruner")
+    if pruner.name != "none" and base.evaluation.every_steps is None and "evaluation.every_steps" not in space.paths:
+        raise ConfigError(
+            f"pruner={pruner.name} judges at evaluations, and there are none before the end; give "
+            "evaluation.every_steps=N, in optimizer steps."
+        )
     return Sweep(
         name=section["name"],
-        base=run_of({name: tree[name] for name in _run_keys()}),
-        space=Space.from_tree(section["space"]),
+        base=base,
+        space=space,
         objective=from_tree(Objective, section["objective"], "sweep.objective"),
         sampler=_strategy(tree, "sampler"),
-        pruner=_strategy(tree, "pruner"),
+        pruner=pruner,
         trials=section["trials"],
-        repeats=section["repeats"],
+        repeats=repeats,
+        max_repeats=max_repeats,
         seed=section["seed"],
+        constraints=tuple(map(Expression, section["constraints"])),
+        objectives=_objectives(section["objectives"]),
+        enqueue=tuple(pairs(flat_space(point)) for point in section["enqueue"]),
+        imports=tuple(str(Path(folder).expanduser()) for folder in section["imports"]),
+        stop=from_tree(Stop, section["stop"], "sweep.stop"),
     )
+
+
+def _objectives(said: Any) -> tuple[Objective, ...]:
+    if not isinstance(said, list):
+        raise ConfigError(
+            f"sweep.objectives: a list such as [eval_loss minimize, lane_bytes minimize]; got {said!r}. "
+            "A single one is sweep.objective.metric=METRIC."
+        )
+    return tuple(Objective.read(one, "sweep.objectives") for one in said)
+
+
+def _repeats(said: Any) -> tuple[int, int | None]:
+    """``(min, max)`` of ``3`` or of ``{min: 1, max: 5}``."""
+    least, most = (said.get("min", 1), said.get("max")) if isinstance(said, Mapping) else (said, None)
+    numbers = [least] if most is None else [least, most]
+    unknown = set(said) - {"min", "max"} if isinstance(said, Mapping) else set()
+    if unknown or any(isinstance(number, bool) or not isinstance(number, int) for number in numbers):
+        raise ConfigError(f"sweep.repeats: a whole number, or {{min: 1, max: 5}} for racing; got {said!r}.")
+    return least, most
 
 
 def _execution(tree: Mapping[str, Any]) -> Execution:
@@ -207,8 +244,9 @@ def _execution(tree: Mapping[str, Any]) -> Execution:
     return Execution(
         folder=str(folder),
         storage=section["storage"],
+        allow_code=section["allow_code"],
         tracking=from_tree(TrackingSpec, tree["tracking"], "tracking"),
-        launcher=_strategy(tree, "launcher"),
+        launcher=_launcher(tree),
         max_lanes=None if lanes == "auto" else lanes,
         device=device_of(tree),
         device_memory=memory_of(tree),
@@ -221,12 +259,20 @@ def _run_keys() -> list[str]:
 
 def _strategy(tree: Mapping[str, Any], group: str) -> Strategy:
     strategy = from_tree(Strategy, tree[group], group)
-    known = options(group)
-    if strategy.name not in known:
-        raise ConfigError(
-            f"{group}: no option {strategy.name!r}{nearest(strategy.name, known)} Options: {', '.join(known)}."
-        )
+    _known(group, strategy.name)
     return strategy
+
+
+def _launcher(tree: Mapping[str, Any]) -> LauncherSpec:
+    launcher = from_tree(LauncherSpec, tree["launcher"], "launcher")
+    _known("launcher", launcher.name)
+    return launcher
+
+
+def _known(group: str, name: str) -> None:
+    known = options(group)
+    if name not in known:
+        raise ConfigError(f"{group}: no option {name!r}{nearest(name, known)} Options: {', '.join(known)}.")
 
 
 def _roles(said: Any) -> list[str]:

@@ -22,9 +22,11 @@ from hydra.errors import HydraException
 from lora_lab.config.places import options
 from lora_lab.config.schema import GROUPS, SWEEP, check_tree, free_above, is_free, is_section, kinds, unknown_key
 from lora_lab.errors import ConfigError, nearest
+from lora_lab.spec.space import SWITCHED
 
 SPACE = "sweep.space"
-DOMAINS = ("choices", "int", "float", "masks")
+DOMAINS = ("choices", "int", "float", "masks", "when")
+"""What a domain is made of: one of the kinds, and the condition under which it is searched."""
 PATHS = {
     "model": "A hub id or a local folder is given as model=hf model.path={value}.",
     "data": "A file is given as data=alpaca data.path={value} (or data=chat, data=text).",
@@ -187,6 +189,7 @@ def edit_space(space: Mapping[str, Any], edits: Sequence[Override]) -> dict[str,
     ``sweep.space.method.r.choices=[4,16]``               the same
     ``'sweep.space.optimizer.lr.float=[1e-5,1e-3]'``      the same, of another kind
     ``sweep.space.optimizer.lr.float.log=true``           one entry of a range is set
+    ``sweep.space.method.r.when='method.dropout > 0'``    the domain gets a condition
     ``~sweep.space.method.r``                             one domain is removed
     ====================================================  ==============================================
 
@@ -222,7 +225,8 @@ def _set_domain(space: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     at = next((n for n in range(len(parts) - 1, 0, -1) if parts[n] in DOMAINS), None)
     if at is None:
         above, kind = ".".join(parts[:-1]), parts[-1]
-        if above in known and not is_section(known[above]) and not is_free(known[above]):
+        single = above in known and above not in SWITCHED
+        if single and not is_section(known[above]) and not is_free(known[above]):
             raise ConfigError(
                 f"{SPACE}.{path}: no kind of domain {kind!r}{nearest(kind, DOMAINS)} Kinds: {', '.join(DOMAINS)}."
             )
@@ -234,7 +238,13 @@ def _set_domain(space: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         if isinstance(old, Sequence) and len(old) == 2:
             old = dict(zip(("low", "high"), old, strict=True))
         value = dict(old) | {".".join(inner): value}
-    return space | {name: {kind: value}}
+    return space | {name: _entries(space.get(name), kind) | {kind: value}}
+
+
+def _entries(domain: Any, kind: str) -> dict[str, Any]:
+    """What stays of a domain when its entry ``kind`` is set: its condition, or where that is set its values."""
+    entries = dict(domain) if isinstance(domain, Mapping) else {} if domain is None else {"choices": domain}
+    return {name: entry for name, entry in entries.items() if (name == "when") != (kind == "when")}
 
 
 def _value(edit: Override) -> Any:

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lora_lab.errors import ConfigError, nearest
-from lora_lab.spec import Execution, Pairs, RunSpec, Strategy, Sweep, TrackingSpec
+from lora_lab.spec import Execution, LauncherSpec, Pairs, RunSpec, Sweep, TrackingSpec
 
 MISSING = "???"
 """OmegaConf's mark of a key that must be given."""
@@ -29,7 +29,7 @@ RUN_GROUPS = ("model", "data", "method", "optimizer", "schedule")
 SWEEP_GROUPS = ("sampler", "pruner", "tracking", "launcher")
 GROUPS = RUN_GROUPS + SWEEP_GROUPS
 """The config groups: folders of ``conf/``, each chosen with ``group=option``."""
-LOOSE = frozenset({"method.roles", "pack.max_lanes"})
+LOOSE = frozenset({"method.roles", "pack.max_lanes", "sweep.repeats", "sweep.objectives"})
 """Keys with several spellings (a list or ``query+value``; a number or ``auto``): checked when they are read."""
 
 
@@ -55,8 +55,9 @@ SweepSection = _keys(
     ("name", str | None, None),
     ("dir", str | None, None),
     ("space", Pairs, dataclasses.field(default_factory=Pairs)),
-    *_some(Sweep, "objective", "trials", "repeats", "seed"),
-    *_some(Execution, "storage"),
+    *_some(Sweep, "objective", "objectives", "trials", "repeats", "seed", "enqueue", "imports", "stop"),
+    ("constraints", tuple[str, ...], ()),
+    *_some(Execution, "storage", "allow_code"),
 )
 PackSection = _keys("PackSection", *_some(Execution, "max_lanes"))
 RunKeys = _keys("RunKeys", *_some(RunSpec), *_some(Execution, "device"), ("device_memory", str | None, None))
@@ -65,7 +66,7 @@ SweepKeys = _keys(
     *_some(RunKeys),
     *_some(Sweep, "sampler", "pruner"),
     ("tracking", TrackingSpec, dataclasses.field(default_factory=TrackingSpec)),
-    ("launcher", Strategy, dataclasses.field(default_factory=lambda: Strategy("local"))),
+    ("launcher", LauncherSpec, dataclasses.field(default_factory=LauncherSpec)),
     ("pack", PackSection, dataclasses.field(default_factory=PackSection)),
     ("sweep", SweepSection, dataclasses.field(default_factory=SweepSection)),
 )
@@ -153,7 +154,7 @@ def check_tree(schema: type, tree: Mapping[str, Any], where: str) -> None:
     """
     known = kinds(schema)
     for path, value in _walk(tree):
-        if free_above(schema, path) not in (None, path):
+        if free_above(schema, path) not in (None, path) or path.rpartition(".")[0] in LOOSE:
             continue
         if path not in known:
             raise ConfigError(f"{where}: {unknown_key(schema, path)}")

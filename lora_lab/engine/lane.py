@@ -31,18 +31,31 @@ from lora_lab.packing.forward import Part
 from lora_lab.packing.inputs import Sequences
 from lora_lab.spec import EvalMetrics, RunSpec, StepMetrics
 
+EXPLODED = 3.0
+"""A lane diverges when its loss is this many times what it began with (1 nat at least), five steps in a row."""
 TAIL = 0.1
 """Share of a run's last steps over which its final training loss is averaged (at least 5 steps)."""
 
 
 @dataclass(frozen=True, eq=False)
 class LaneJob:
-    """A run for the engine: its spec, its tokenised data, and the folder of its files."""
+    """A run for the engine: its spec, its tokenised data, and the folder of its files.
+
+    ``key`` is what its checkpoints are known by, where that is not the spec's (other micro-batches, a branch). After
+    step ``stem`` a checkpoint is kept for longer runs to begin from.
+    """
 
     run: str
     spec: RunSpec
     data: Tokenised
     folder: Path
+    key: str | None = None
+    stem: int | None = None
+
+    @property
+    def checkpoint_key(self) -> str:
+        """The key its checkpoints carry."""
+        return self.key or self.spec.key
 
 
 class Lane:
@@ -70,6 +83,8 @@ class Lane:
         self.best_tensors: dict[str, Tensor] = {}
         self.saved_at = time.monotonic()
         self.first_step = 0
+        self.first_loss: float | None = None
+        self.note: str | None = None
         self._resume()
 
     def _sequences(self, count: int) -> list[np.ndarray]:
@@ -133,6 +148,8 @@ class Lane:
         self.step += 1
         self.tokens += tokens
         self.tail.append((loss, targets))
+        if self.first_loss is None:
+            self.first_loss = loss
         del self.tail[: -max(5, math.ceil(TAIL * self.total))]
         return StepMetrics(
             step=self.step,
@@ -146,6 +163,13 @@ class Lane:
         )
 
     @property
+    def exploded(self) -> bool:
+        """The loss has left for good, though it is finite (see :data:`EXPLODED`)."""
+        if self.first_loss is None or len(self.tail) < 5:
+            return False
+        return min(loss for loss, _ in self.tail[-5:]) > EXPLODED * max(self.first_loss, 1.0)
+
+    @property
     def train_loss(self) -> float | None:
         """Mean loss per supervised token over the run's last steps."""
         targets = sum(n for _, n in self.tail)
@@ -156,8 +180,13 @@ class Lane:
     @property
     def evaluation_due(self) -> bool:
         """The step just taken is one after which the lane is evaluated."""
+        return self.done or self.evaluation_regular
+
+    @property
+    def evaluation_regular(self) -> bool:
+        """... and would be were the run longer."""
         every = self.spec.evaluation.every_steps
-        return self.done or (every is not None and self.step > 0 and self.step % every == 0)
+        return every is not None and self.step > 0 and self.step % every == 0
 
     @property
     def held_out(self) -> Split:
@@ -181,19 +210,20 @@ class Lane:
 
     # -- files ----------------------------------------------------------------------------------------
 
-    def save(self) -> None:
+    def save(self, file: str = checkpoint.FILE) -> None:
         """Write the checkpoint from which this lane goes on as if it had never stopped."""
         tensors = {f"adapter.{k}": v for k, v in self.attachment.state_dict().items()}
         tensors |= {f"best.{k}": v for k, v in self.best_tensors.items()}
         tensors["generator"] = self.generator.get_state()
         state: dict[str, Any] = {
-            "key": self.spec.key,
+            "key": self.job.checkpoint_key,
             "step": self.step,
             "tokens": self.tokens,
             "flops": self.flops,
             "seconds": self.seconds,
             "peak": self.peak,
             "tail": self.tail,
+            "first_loss": self.first_loss,
             "last": _tree(self.last),
             "best": _tree(self.best),
             "optimizer": {},
@@ -201,7 +231,7 @@ class Lane:
         if self.optimizer is not None:
             found, state["optimizer"] = export_state(self.optimizer)
             tensors |= {f"optimizer.{k}": v for k, v in found.items()}
-        checkpoint.write(self.job.folder, tensors, state)
+        checkpoint.write(self.job.folder, tensors, state, file)
         self.saved_at = time.monotonic()
 
     def save_adapter(self, base_name: str) -> Path | None:
@@ -221,14 +251,20 @@ class Lane:
         return folder
 
     def _resume(self) -> None:
-        found = checkpoint.read(self.job.folder)
+        try:
+            found = checkpoint.read(self.job.folder)
+        except CheckpointError as error:
+            path = self.job.folder / checkpoint.FILE
+            path.replace(path.with_suffix(".damaged"))
+            self.note = f"its checkpoint was damaged, so it was trained from its beginning again ({error})"
+            return
         if found is None:
             return
         tensors, state = found
-        if state["key"] != self.spec.key:
+        if state["key"] != self.job.checkpoint_key:
             raise CheckpointError(
                 f"{self.job.folder / checkpoint.FILE}: belongs to another experiment (key {state['key'][:12]}, "
-                f"this run has {self.spec.key[:12]}). Delete it, or choose another folder."
+                f"this run has {self.job.checkpoint_key[:12]}). Delete it, or choose another folder."
             )
         self.attachment.load_state_dict(_under("adapter.", tensors))
         self.best_tensors = _under("best.", tensors)
@@ -237,6 +273,7 @@ class Lane:
         self.tokens, self.flops, self.seconds = state["tokens"], state["flops"], state["seconds"]
         self.peak = state["peak"]
         self.tail = [(loss, count) for loss, count in state["tail"]]
+        self.first_loss = state.get("first_loss")
         self.last = EvalMetrics(**state["last"]) if state["last"] else None
         self.best = EvalMetrics(**state["best"]) if state["best"] else None
         if self.optimizer is not None:

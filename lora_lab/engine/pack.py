@@ -8,27 +8,31 @@ parameters. Lanes join and leave at step boundaries.
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 
-from lora_lab.engine import curvature
+from lora_lab.engine import checkpoint, curvature
 from lora_lab.engine.cost import Flops, resident_bytes
 from lora_lab.engine.evaluate import Candidate, evaluate
 from lora_lab.engine.lane import Lane, LaneJob
-from lora_lab.errors import LoraLabError, OutOfMemory
+from lora_lab.errors import LoraLabError, OutOfMemory, SweepFolderError
 from lora_lab.models import BaseModel
 from lora_lab.packing.forward import in_passes, token_losses
 from lora_lab.packing.inputs import count_targets
 from lora_lab.packing.paths import Mount
-from lora_lab.spec import Controller, Outcome, Recorder, StepMetrics, Verdict
+from lora_lab.spec import Controller, Order, Outcome, Recorder, StepMetrics, Verdict
+
+log = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS = 60.0
-"""A lane is checkpointed at an evaluation when its last checkpoint is older than this."""
+"""A lane is checkpointed when its last checkpoint is older than this."""
 
 Source = Callable[[], LaneJob | None]
 """Gives the next run to train, or ``None`` when there is none now."""
@@ -36,12 +40,14 @@ Source = Callable[[], LaneJob | None]
 
 @dataclass(frozen=True, eq=False)
 class LaneEnd:
-    """A lane that left the pack. ``lane`` is ``None`` where it could not even be built."""
+    """A lane that left the pack. ``lane`` is ``None`` where it could not even be built. ``paused``: the controller
+    wanted it out of its slot, and may want it back."""
 
     job: LaneJob
     lane: Lane | None
     outcome: Outcome
     message: str | None = None
+    paused: bool = False
 
 
 class Pack:
@@ -51,11 +57,23 @@ class Pack:
         base: the resident base model; it is left as it was found by :meth:`close`.
         recorder, controller: the ports of :mod:`lora_lab.spec.ports`.
         max_lanes: lanes at most; halved by itself whenever the device runs out of memory.
+        checkpoint_seconds: a lane is saved at a step boundary when its last checkpoint is older than this.
+        keep_checkpoints: a lane that ends well leaves a checkpoint from which it could go on.
     """
 
-    def __init__(self, base: BaseModel, recorder: Recorder, controller: Controller, max_lanes: int) -> None:
+    def __init__(
+        self,
+        base: BaseModel,
+        recorder: Recorder,
+        controller: Controller,
+        max_lanes: int,
+        checkpoint_seconds: float = CHECKPOINT_SECONDS,
+        *,
+        keep_checkpoints: bool = False,
+    ) -> None:
         self.base, self.recorder, self.controller = base, recorder, controller
         self.max_lanes = max_lanes
+        self.checkpoint_seconds, self.keep_checkpoints = checkpoint_seconds, keep_checkpoints
         self.mount = Mount(base)
         self.flops = Flops(base)
         self.lanes: list[Lane] = []
@@ -74,11 +92,14 @@ class Pack:
             if self.controller.pause_requested():
                 yield self._pause()
                 return
-            ended = self._fill(source)
+            ended = self._obey()
+            ended += self._fill(source)
             if self.lanes:
                 ended += self._step()
             for end in ended:
                 if end.lane is not None and end.outcome in (Outcome.COMPLETED, Outcome.PRUNED):
+                    if self.keep_checkpoints:
+                        self._keep(end.lane)
                     end.lane.finish()
             if ended:
                 yield ended
@@ -98,8 +119,10 @@ class Pack:
                 break
             try:
                 lane = Lane(job, self.base)
-            except LoraLabError as error:
-                ended.append(LaneEnd(job, None, Outcome.FAILED, str(error)))
+            except Exception as error:  # whatever it is, it is this lane's own and no other's
+                text = str(error) if isinstance(error, LoraLabError) else traceback.format_exc()
+                outcome = Outcome.OUT_OF_MEMORY if _out_of_memory(error) else Outcome.FAILED
+                ended.append(LaneEnd(job, None, outcome, text))
                 continue
             self.mount.mount(lane.attachment)
             self.recorder.started(lane.run, lane.spec, lane.total, lane.first_step)
@@ -109,6 +132,36 @@ class Pack:
             else:
                 self.lanes.append(lane)
         return ended
+
+    def _obey(self) -> list[LaneEnd]:
+        """Do what the controller wants done with single lanes."""
+        orders = self.controller.orders()
+        ended: list[LaneEnd] = []
+        for lane in [*self.lanes, *self._waiting] if orders else ():
+            match orders.get(lane.run):
+                case Order.SAVE:
+                    lane.save()
+                    self.controller.saved(lane.run, lane.step)
+                case Order.STOP:
+                    self._evaluate([lane])
+                    ended.append(LaneEnd(lane.job, lane, Outcome.PRUNED, f"stopped at step {lane.step}"))
+                case Order.PARK:
+                    lane.save()
+                    ended.append(LaneEnd(lane.job, lane, Outcome.PREEMPTED))
+                case Order.DROP:
+                    ended.append(LaneEnd(lane.job, lane, Outcome.PREEMPTED))
+        gone = {id(end.lane) for end in ended}
+        self.lanes = [lane for lane in self.lanes if id(lane) not in gone]
+        self._waiting = deque(lane for lane in self._waiting if id(lane) not in gone)
+        return ended
+
+    def _keep(self, lane: Lane, file: str = checkpoint.FILE) -> None:
+        """Save a lane that goes on; a disk that is full now does not end its training."""
+        try:
+            lane.save(file)
+        except SweepFolderError as error:
+            lane.saved_at = time.monotonic()
+            log.warning("%s goes on without a new checkpoint: %s", lane.run, error)
 
     def _pause(self) -> list[LaneEnd]:
         ended = []
@@ -188,15 +241,28 @@ class Pack:
                 ended.append(LaneEnd(lane.job, lane, Outcome.DIVERGED, f"{what} at step {lane.step + 1}"))
                 continue
             moved.append((lane, lane.advance(loss, norm, lr, total, count, seconds)))
+            if lane.exploded:
+                what = f"loss {loss:.3g} at step {lane.step}, {lane.first_loss:.3g} at step 1"
+                ended.append(LaneEnd(lane.job, lane, Outcome.DIVERGED, f"{what}: it exploded"))
         share = (seconds + time.monotonic() - started) / len(self.lanes)
         for lane in self.lanes:
             lane.clear_gradients()
             lane.seconds += share
         for lane, metrics in moved:
             self.recorder.step(lane.run, metrics)
-        ended += self._judge([lane for lane, _ in moved])
+        diverged = {id(end.lane) for end in ended}
+        going = [lane for lane, _ in moved if id(lane) not in diverged]
+        stems = [lane for lane in going if lane.step == lane.job.stem]
+        for lane in (lane for lane in stems if not lane.evaluation_regular):
+            self._keep(lane, checkpoint.STEM)
+        ended += self._judge(going)
+        for lane in (lane for lane in stems if lane.evaluation_regular):
+            self._keep(lane, checkpoint.STEM)
         gone = {id(end.lane) for end in ended}
         self.lanes = [lane for lane in self.lanes if id(lane) not in gone]
+        for lane in self.lanes:
+            if time.monotonic() - lane.saved_at > self.checkpoint_seconds:
+                self._keep(lane)
         return ended
 
     def _judge(self, lanes: list[Lane]) -> list[LaneEnd]:
@@ -208,12 +274,16 @@ class Pack:
             if not math.isfinite(lane.last.loss):
                 message = f"held-out loss {lane.last.loss:g} at step {lane.step}"
                 ended.append(LaneEnd(lane.job, lane, Outcome.DIVERGED, message))
-            elif lane.done:
+                continue
+            if lane.done:
                 ended.append(LaneEnd(lane.job, lane, Outcome.COMPLETED))
-            elif self.controller.decide(lane.run, lane.last) is Verdict.STOP:
+                continue
+            verdict = self.controller.decide(lane.run, lane.last)
+            if verdict is Verdict.STOP:
                 ended.append(LaneEnd(lane.job, lane, Outcome.PRUNED, f"pruned at step {lane.step}"))
-            elif time.monotonic() - lane.saved_at > CHECKPOINT_SECONDS:
+            elif verdict is Verdict.PAUSE:
                 lane.save()
+                ended.append(LaneEnd(lane.job, lane, Outcome.PREEMPTED, paused=True))
         return ended
 
     def _evaluate(self, lanes: list[Lane]) -> None:

@@ -1,4 +1,4 @@
-"""The local launcher: one worker, in this process."""
+"""A worker in this process."""
 
 from __future__ import annotations
 
@@ -41,8 +41,10 @@ def run(
             interrupt=interrupt,
             lanes=lambda spec: lanes_for(sweep, spec, execution),
             device=execution.device,
+            checkpoint_seconds=execution.launcher.checkpoint_seconds,
+            keep_checkpoints=execution.launcher.keep_checkpoints,
             say=say,
-            asked=lambda: settled(study.counts().runs),
+            asked=lambda: settled(study.settled()),
         )
         return worker.work()
 
@@ -54,13 +56,12 @@ def lanes_for(sweep: Sweep, spec: RunSpec, execution: Execution) -> int:
     """
     if execution.max_lanes is not None:
         return execution.max_lanes
-    wanted = sweep.planned_trials * sweep.repeats
+    wanted = sweep.planned_trials * (sweep.max_repeats or sweep.repeats)
     if device_kind(execution.device) == "cpu":
         wanted = min(wanted, CPU_LANES)
     if wanted == 1:
         return 1
-    points = sweep.space.grid() or [{}]
-    specs = [run for run in map(sweep.base.at, points) if run.model == spec.model]
+    specs = [run for run in map(sweep.base.at, sweep.points or ({},)) if run.model == spec.model]
     largest = max([spec, *specs], key=_size)
     memory = execution.device_memory or device_memory(execution.device)
     return max(1, min(wanted, lanes_that_fit(largest, memory, device=execution.device)))

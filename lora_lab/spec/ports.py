@@ -6,6 +6,7 @@ Neither may raise for reasons of its own (a server that is down, a full queue): 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
 from typing import Protocol
 
@@ -18,6 +19,20 @@ class Verdict(Enum):
 
     CONTINUE = "continue"
     STOP = "stop"
+    PAUSE = "pause"
+
+
+class Order(Enum):
+    """What a controller wants done with a lane at the next step boundary."""
+
+    STOP = "stop"
+    """Evaluate it and end it PRUNED: somebody has seen enough."""
+    PARK = "park"
+    """Save it and end it PREEMPTED: somebody else will go on with it."""
+    DROP = "drop"
+    """End it PREEMPTED and write nothing: it is somebody else's by now."""
+    SAVE = "save"
+    """Save it and go on: its checkpoint is wanted now."""
 
 
 class Recorder(Protocol):
@@ -43,7 +58,13 @@ class Controller(Protocol):
     """Steers lanes at evaluations and packs at step boundaries."""
 
     def decide(self, run: str, metrics: EvalMetrics) -> Verdict:
-        """CONTINUE, or STOP: the lane ends PRUNED at this step."""
+        """CONTINUE; STOP: the lane ends PRUNED at this step; PAUSE: it is saved and leaves, perhaps to come back."""
+
+    def orders(self) -> Mapping[str, Order]:
+        """What to do at this step boundary with lanes by run; asked for at every one, so it must be cheap."""
+
+    def saved(self, run: str, step: int) -> None:
+        """A checkpoint that was ordered (``Order.SAVE``) is written."""
 
     def pause_requested(self) -> bool:
         """True when every lane should be saved and the pack ended now (Ctrl-C, preemption)."""

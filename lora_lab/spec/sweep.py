@@ -10,30 +10,24 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-from lora_lab.errors import SpecError
+from lora_lab.errors import SpaceError, SpecError, nearest
+from lora_lab.spec.design import DESIGNS, Design, design
+from lora_lab.spec.expression import Expression
+from lora_lab.spec.figures import check_constraint
+from lora_lab.spec.launcher import LauncherSpec
+from lora_lab.spec.objective import Objective
 from lora_lab.spec.run import RunSpec
 from lora_lab.spec.space import Point, Space
-from lora_lab.spec.tree import Pairs, from_tree, pairs, to_tree
+from lora_lab.spec.stop import Stop
+from lora_lab.spec.tree import Pairs, from_tree, pairs, thaw, to_tree
 
-DIRECTIONS = ("minimize", "maximize")
-OBJECTIVES = ("eval_loss", "best_eval_loss", "train_loss", "exact_match")
-"""Metrics of a result that a sweep can optimise."""
-
-
-@dataclass(frozen=True)
-class Objective:
-    """The metric a trial is judged by: its mean over the trial's runs."""
-
-    metric: str = "eval_loss"
-    direction: str = "minimize"
-
-    def __post_init__(self) -> None:
-        if self.direction not in DIRECTIONS:
-            raise SpecError(f"sweep.objective.direction: {self.direction!r} is not one of {', '.join(DIRECTIONS)}.")
-        if self.metric not in OBJECTIVES:
-            raise SpecError(f"sweep.objective.metric: {self.metric!r} is not one of {', '.join(OBJECTIVES)}.")
+LISTED = ("grid", *DESIGNS)
+"""Samplers whose points are a list that is known before the sweep starts."""
+EXTENSIBLE = ("name", "trials", "repeats", "max_repeats", "stop", "planned_trials")
+"""What may be other than last time when a sweep is gone on with."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +42,14 @@ class Strategy:
 class Sweep:
     """One search: base run, space, objective, strategies and budget.
 
-    ``trials`` limits the number of points (``None``: the whole grid; samplers without a grid need it).
-    ``repeats`` runs each point with the seeds ``base.seed, base.seed + 1, …``. ``seed`` is the sampler's.
+    ``trials`` limits the number of points (``None``: the whole grid or design; other samplers need it).
+    ``repeats`` runs each point with the seeds ``base.seed, base.seed + 1, …``; with ``max_repeats`` the contenders
+    for the best get more seeds, up to that many (:mod:`lora_lab.study.racing`). ``seed`` is the sampler's.
+
+    ``constraints`` are expressions over a run's values and figures (:mod:`lora_lab.spec.figures`) that must hold.
+    ``objectives``, where given, are optimised against each other instead of ``objective``. ``enqueue`` are points,
+    perhaps partial, that are tried first; ``imports`` are folders of sweeps whose results are taken over.
+    ``stop`` ends the sweep before its trials are used up.
     """
 
     name: str
@@ -61,45 +61,115 @@ class Sweep:
     trials: int | None = None
     repeats: int = 1
     seed: int = 0
+    constraints: tuple[Expression, ...] = ()
+    objectives: tuple[Objective, ...] = ()
+    enqueue: tuple[Pairs, ...] = ()
+    imports: tuple[str, ...] = ()
+    stop: Stop = Stop()
+    max_repeats: int | None = None
 
     def __post_init__(self) -> None:
         if self.repeats <= 0:
             raise SpecError(f"sweep.repeats: must be 1 or more, got {self.repeats}.")
+        if self.max_repeats is not None and self.max_repeats < self.repeats:
+            raise SpecError(f"sweep.repeats: max={self.max_repeats} is below min={self.repeats}; swap them.")
         if self.trials is not None and self.trials <= 0:
             raise SpecError(f"sweep.trials: must be 1 or more, got {self.trials}.")
-        if self.objective.metric == "exact_match" and not self.base.evaluation.exact_match:
-            raise SpecError(
-                "sweep.objective.metric=exact_match needs evaluation.exact_match=true; nothing is generated otherwise."
-            )
-        if self.objective.metric == "exact_match" and self.base.data.name == "text":
-            raise SpecError("sweep.objective.metric=exact_match: data.name=text has no answers; optimise eval_loss.")
+        self._check_objectives()
         self.space.check(self.base)
-        points = self.space.grid()
-        if self.sampler.name == "grid" and points is None:
+        for constraint in self.constraints:
+            check_constraint(constraint, self.base, self.space)
+        taken = [self.space.take(dict(thaw(p)), self.base, f"sweep.enqueue[{n}]") for n, p in enumerate(self.enqueue)]
+        object.__setattr__(self, "enqueue", tuple(map(pairs, taken)))
+        if self.sampler.name not in LISTED:
+            if self.trials is None:
+                raise SpecError(
+                    f"sweep.trials: sampler={self.sampler.name} never ends by itself; give sweep.trials=50, say."
+                )
+            return
+        for point in self.points or ():
+            self.base.at(point)
+
+    def _check_objectives(self) -> None:
+        if len(self.objectives) == 1:
+            raise SpecError("sweep.objectives: one objective is sweep.objective; several are a list of two or more.")
+        names = [objective.metric for objective in self.objectives]
+        if len(set(names)) < len(names):
+            raise SpecError(f"sweep.objectives: a metric stands there twice: {', '.join(names)}.")
+        if any(o.metric == "exact_match" for o in self.targets):
+            if not self.base.evaluation.exact_match:
+                raise SpecError(
+                    "sweep.objective.metric=exact_match needs evaluation.exact_match=true; "
+                    "nothing is generated otherwise."
+                )
+            if self.base.data.name == "text":
+                raise SpecError(
+                    "sweep.objective.metric=exact_match: data.name=text has no answers; optimise eval_loss."
+                )
+        if self.objectives and (self.max_repeats is not None or self.stop.target is not None):
+            raise SpecError("sweep.objectives: racing and sweep.stop.target need a single sweep.objective.")
+
+    @property
+    def targets(self) -> tuple[Objective, ...]:
+        """What is optimised: ``objectives``, or ``objective`` alone."""
+        return self.objectives or (self.objective,)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds that every trial's runs have (under racing, contenders get further ones)."""
+        return tuple(self.base.seed + i for i in range(self.repeats))
+
+    @cached_property
+    def design(self) -> Design | None:
+        """The factorial design, where the sampler is one.
+
+        Raises:
+            SpaceError, SpecError: the space is not one of two-valued factors, or the design has no so many points.
+        """
+        if self.sampler.name not in DESIGNS:
+            return None
+        options = dict(self.sampler.options)
+        runs = options.pop("runs", None)
+        for name in options:
+            raise SpecError(
+                f"sweep.sampler: {self.sampler.name} has no option {name!r}{nearest(name, ['runs'])} It takes: runs."
+            )
+        if runs is not None and (isinstance(runs, bool) or not isinstance(runs, int)):
+            raise SpecError(f"sweep.sampler.options.runs: a number of points, got {runs!r}.")
+        return design(self.sampler.name, self.space, self.base, runs)
+
+    @cached_property
+    def points(self) -> tuple[Point, ...] | None:
+        """All points of a grid or a design, in order, those of ``enqueue`` first; ``None`` for samplers that draw.
+
+        Raises:
+            SpecError, SpaceError: the space has no such list.
+        """
+        if self.sampler.name not in LISTED:
+            return None
+        if self.design is not None:
+            points = self.design.points
+        elif (grid := self.space.grid(self.base)) is not None:
+            points = tuple(grid)
+        else:
             raise SpecError(
                 "sweep.sampler=grid: the space has a range without steps; give it a step, "
                 "or choose sampler=tpe and sweep.trials=N."
             )
-        if self.sampler.name != "grid" and self.trials is None:
-            raise SpecError(
-                f"sweep.trials: sampler={self.sampler.name} never ends by itself; give sweep.trials=50, say."
-            )
-        if self.sampler.name == "grid":
-            for point in points or ():
-                self.base.at(point)
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """The seeds of a trial's runs."""
-        return tuple(self.base.seed + i for i in range(self.repeats))
+        for n, point in enumerate(self.enqueue):
+            if self.space.open_paths(dict(point), self.base):
+                raise SpaceError(
+                    f"sweep.enqueue[{n}]: {', '.join(self.space.open_paths(dict(point), self.base))} not given, and "
+                    f"sampler={self.sampler.name} draws nothing."
+                )
+        return (*map(dict, self.enqueue), *points)
 
     @property
     def planned_trials(self) -> int:
-        """How many trials the sweep will hold when it is done."""
-        points = self.space.grid() if self.sampler.name == "grid" else None
-        if points is None:
+        """How many trials the sweep will hold when it is done (imported ones come on top)."""
+        if self.points is None:
             return self.trials or 0
-        return min(len(points), self.trials or len(points))
+        return min(len(self.points), self.trials or len(self.points))
 
     def spec_of(self, point: Point, seed: int) -> RunSpec:
         """The run of one point with one seed."""
@@ -117,6 +187,13 @@ class Sweep:
             "trials": self.trials,
             "repeats": self.repeats,
             "seed": self.seed,
+            "constraints": [constraint.text for constraint in self.constraints],
+            "objectives": to_tree(self.objectives),
+            "enqueue": to_tree(self.enqueue),
+            "imports": list(self.imports),
+            "stop": to_tree(self.stop),
+            "max_repeats": self.max_repeats,
+            "planned_trials": self.planned_trials,
         }
 
     @staticmethod
@@ -132,17 +209,31 @@ class Sweep:
             trials=tree["trials"],
             repeats=tree["repeats"],
             seed=tree["seed"],
+            constraints=tuple(map(Expression, tree.get("constraints", ()))),
+            objectives=tuple(Objective.read(o, "sweep.objectives") for o in tree.get("objectives", ())),
+            enqueue=tuple(map(pairs, tree.get("enqueue", ()))),
+            imports=tuple(tree.get("imports", ())),
+            stop=from_tree(Stop, tree.get("stop", {}), "sweep.stop"),
+            max_repeats=tree.get("max_repeats"),
         )
 
     @property
     def key(self) -> str:
         """SHA-256 of everything that makes this search this search.
 
-        ``name``, ``trials`` and ``repeats`` are left out: a sweep may be renamed, or made longer and resumed.
+        What a sweep may be gone on with under other values (:data:`EXTENSIBLE`) is left out, and so is what says
+        nothing (no constraints, …).
         """
         tree = self.to_tree()
-        for name in ("name", "trials", "repeats"):
+        for name in EXTENSIBLE:
             tree.pop(name)
+        for name in ("constraints", "objectives", "enqueue", "imports"):
+            if not tree[name]:
+                tree.pop(name)
+        if self.objectives:
+            tree.pop("objective")
+        elif self.objective.value == "mean":
+            tree["objective"].pop("value")
         tree["base"] = self.base.canonical
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
@@ -166,15 +257,17 @@ class Execution:
 
     ``storage`` is an Optuna storage URL (``None``: a journal file in ``folder``); ``max_lanes`` limits
     the lanes of a pack (``None``: decided by the planner); ``device`` is ``auto``, ``cpu``, ``cuda`` or ``cuda:N``,
-    of which ``device_memory`` bytes may be used (``None``: what is free).
+    of which ``device_memory`` bytes may be used (``None``: what is free). ``allow_code`` lets a ``_target_`` import
+    from any package.
     """
 
     folder: str
     storage: str | None = None
     tracking: TrackingSpec = TrackingSpec()
-    launcher: Strategy = Strategy("local")
+    launcher: LauncherSpec = LauncherSpec()
     max_lanes: int | None = None
     device: str = "auto"
+    allow_code: bool = False
     device_memory: int | None = None
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@ string-keyed mappings (held as :class:`Pairs`, so that specs hash).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 import typing
 from collections.abc import Mapping
@@ -59,7 +60,7 @@ def from_tree(kind: type[S], tree: Mapping[str, Any], where: str = "") -> S:
         SpecError: an unknown field (the nearest one is named) or a value of the wrong type.
     """
     fields = {f.name: f for f in dataclasses.fields(cast(Any, kind))}
-    hints = typing.get_type_hints(kind)
+    hints = _hints(cast(Any, kind))
     values: dict[str, Any] = {}
     for name, value in tree.items():
         path = f"{where}.{name}" if where else name
@@ -76,10 +77,21 @@ def from_tree(kind: type[S], tree: Mapping[str, Any], where: str = "") -> S:
     return kind(**values)
 
 
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    # A study reads thousands of results, and finding the hints anew took nine tenths of that.
+    return typing.get_type_hints(kind)
+
+
 def at_path(tree: Mapping[str, Any], path: str) -> Any:
-    """The value at a dotted config path of a tree; raises ``KeyError`` where there is none."""
+    """The value at a dotted config path of a tree; raises ``KeyError`` where there is none.
+
+    A list of names is a set of switches: ``method.roles.query`` is whether ``query`` is in ``method.roles``.
+    """
     value: Any = tree
     for part in path.split("."):
+        if isinstance(value, (list, tuple)) and not isinstance(value, Pairs):
+            return part in value
         if not isinstance(value, Mapping) or part not in value:
             raise KeyError(path)
         value = value[part]
@@ -87,14 +99,22 @@ def at_path(tree: Mapping[str, Any], path: str) -> Any:
 
 
 def with_paths(tree: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of ``tree`` with the value at each dotted path replaced (or added)."""
+    """A copy of ``tree`` with the value at each dotted path replaced (or added).
+
+    Below a list of names, a true value puts the name in and a false one takes it out (see :func:`at_path`).
+    """
     out: dict[str, Any] = _copy(tree)
     for path, value in values.items():
         *parents, leaf = path.split(".")
         node = out
-        for part in parents:
+        for part in parents[:-1]:
             node = node.setdefault(part, {})
-        node[leaf] = value
+        inner = node.setdefault(parents[-1], {}) if parents else node
+        if isinstance(inner, (list, tuple)):
+            rest = [name for name in inner if value or name != leaf]
+            node[parents[-1]] = [*rest, leaf] if value and leaf not in rest else rest
+        else:
+            inner[leaf] = value
     return out
 
 

@@ -1,60 +1,51 @@
-"""The sweep's folder: whose it is, who works in it, and the result of each run.
+"""The sweep's folder: whose it is, and the result of each run.
 
 ::
 
     sweep.json                 the sweep as a tree, and its key
-    study.journal              Optuna's journal (unless the sweep has a storage of its own)
+    execution.json             how it was last carried out: storage, launcher, device
+    study.log                  what happened, in order (unless the sweep has a storage of its own)
+    study.journal              its trials for Optuna's tools (likewise)
+    workers/<id>               a counter that its worker raises while it lives (likewise)
     runs/t0003-s1/result.json  the settled result of one run; there whole, or not at all
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import logging
-import os
 import shutil
-import socket
-import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy.engine import make_url
+
 from lora_lab.errors import CheckpointError, SpecError, SweepFolderError
 from lora_lab.files import folder_errors, read_json, write_json
-from lora_lab.spec import RunResult, Sweep
+from lora_lab.spec import EXTENSIBLE, Execution, RunResult, Sweep, to_tree
 
 MINIMUM_FREE = 8 << 20
 """Bytes that must be free to begin: results and the journal of some thousand runs. Adapters come on top."""
 SHOWN_DIFFERENCES = 8
 
-log = logging.getLogger(__name__)
-
 
 class SweepFolder:
-    """A sweep's folder, claimed for this process until :meth:`release` or the end of the process."""
+    """A sweep's folder. Any number of processes may work in it: who trains what is said in the study's log."""
 
     def __init__(self, path: Path) -> None:
-        """Create and claim ``path``.
+        """Create ``path``.
 
         Raises:
-            SweepFolderError: it cannot be written, is full, or another process is working in it.
+            SweepFolderError: it cannot be written, or is full.
         """
         self.path = path
         with folder_errors(path):
             path.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(path).free
-            if free < MINIMUM_FREE:
-                raise SweepFolderError(
-                    f"{path}: only {free / 2**20:.1f} MiB are free there. Free some space, or move the sweep with "
-                    "sweep.dir=FOLDER."
-                )
-            self._claim = _claim(path / ".lock", path)
-        self._release = weakref.finalize(self, os.close, self._claim)
-
-    def release(self) -> None:
-        """Let other processes work in the folder."""
-        self._release()
+        if free < MINIMUM_FREE:
+            raise SweepFolderError(
+                f"{path}: only {free / 2**20:.1f} MiB are free there. Free some space, or move the sweep with "
+                "sweep.dir=FOLDER."
+            )
 
     def stored_sweep(self) -> dict[str, Any] | None:
         """The tree in ``sweep.json``, ``key`` included; ``None`` in a new folder."""
@@ -70,17 +61,23 @@ class SweepFolder:
         if self.stored_sweep() != tree:
             write_json(self.path / "sweep.json", tree)
 
+    def store_execution(self, execution: Execution, name: str) -> None:
+        """Write ``execution.json``: how to find the study again, for the verbs that are given only its folder.
+
+        Nobody's password is written: it is left out of the storage's URL.
+        """
+        tree = to_tree(execution) | {"storage": _without_password(execution.storage), "study": name}
+        path = self.path / "execution.json"
+        if not path.exists() or read_json(path) != tree:
+            write_json(path, tree)
+
     def result_path(self, run: str) -> Path:
         """Where the result of a run lies, or will."""
         return self.path / "runs" / run / "result.json"
 
-    def has_result(self, run: str) -> bool:
-        """True once the run is settled."""
-        return self.result_path(run).exists()
-
     def store_result(self, result: RunResult) -> None:
-        """Write a result, durably."""
-        write_json(self.result_path(result.run), result.to_tree())
+        """Write a result; whole or not at all. That it lasts is the log's business."""
+        write_json(self.result_path(result.run), result.to_tree(), durable=False)
 
     def load_results(self) -> tuple[dict[str, RunResult], dict[str, CheckpointError]]:
         """The results by run, and what is wrong with those that cannot be read."""
@@ -128,11 +125,11 @@ MISSING = "(absent)"
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """The config paths at which two sweep trees differ, with both values.
 
-    What may change between one start and the next (name, trials, repeats) is left out.
+    What may change between one start and the next (name, trials, repeats, …) is left out.
     """
     out = _differences("", before.get("base", {}), now.get("base", {}))
     for name in dict.fromkeys([*before, *now]):
-        if name not in ("base", "name", "trials", "repeats"):
+        if name not in ("base", *EXTENSIBLE):
             out += _differences(f"sweep.{name}", before.get(name, MISSING), now.get(name, MISSING))
     return out
 
@@ -150,20 +147,8 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "…"
 
 
-def _claim(path: Path, folder: Path) -> int:
-    """Take the folder's lock, which the kernel gives back when the process ends, however it ends."""
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(file, 0)
-        os.write(file, f"process {os.getpid()} on {socket.gethostname()}".encode())
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EAGAIN):
-            log.warning("%s: this file system has no locks (%s); start the sweep only once at a time.", folder, error)
-            return file
-        holder = os.pread(file, 200, 0).decode(errors="replace") or "another process"
-        os.close(file)
-        raise SweepFolderError(
-            f"{folder}: {holder} is working on this sweep. Wait for it, stop it, or begin another with --fresh."
-        ) from error
-    return file
+def _without_password(url: str | None) -> str | None:
+    if url is None:
+        return None
+    parsed = make_url(url)
+    return parsed.set(password=None).render_as_string(hide_password=False)

@@ -2,7 +2,7 @@
 
 Every searched path is one parameter of the same name, except a mask, which is six booleans
 ``method.roles.query`` … ``method.roles.head``: so a sampler can learn what one role is worth, and an
-importance can be told role by role.
+importance can be told role by role. A path whose condition does not hold has no parameter in that trial.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
+import optuna
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -19,7 +20,21 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from lora_lab.spec import ROLES, Choices, Domain, FloatRange, IntRange, Mask, Masks, Point, Space, mask_of, thaw
+from lora_lab.errors import SpecError
+from lora_lab.spec import (
+    ROLES,
+    Choices,
+    Domain,
+    FloatRange,
+    IntRange,
+    Mask,
+    Masks,
+    Point,
+    RunSpec,
+    Space,
+    mask_of,
+    thaw,
+)
 
 MASK_PATH = "method.roles"
 
@@ -38,20 +53,47 @@ def role_parameter(role: str) -> str:
 
 
 def distributions(space: Space) -> dict[str, BaseDistribution]:
-    """Optuna's distribution of each parameter, in the space's order."""
+    """Optuna's distribution of each parameter, in the space's order; a trial has those that are searched there."""
     out: dict[str, BaseDistribution] = {}
     for path, domain in space.domains:
-        if path == MASK_PATH:
-            out |= {role_parameter(role): CategoricalDistribution((False, True)) for role in ROLES}
-        else:
-            out[path] = _distribution(domain)
+        out |= _parameters(path, domain)
     return out
 
 
+def suggest(trial: optuna.Trial, space: Space, base: RunSpec) -> dict[str, Any]:
+    """Ask the study's sampler for a point, parents of a condition first; goes on where an earlier call was cut off."""
+
+    def choose(path: str, domain: Domain) -> Any:
+        values = {name: _suggested(trial, name, wanted) for name, wanted in _parameters(path, domain).items()}
+        return _decoded(path, domain, values)
+
+    return space.walk(base, choose)
+
+
+def whole(space: Space, base: RunSpec, values: Mapping[str, Any]) -> bool:
+    """Whether ``values`` are all the parameters of a point: a process may have died while it asked for them."""
+    missing = False
+
+    def choose(path: str, domain: Domain) -> Any:
+        nonlocal missing
+        if missing or not _parameters(path, domain).keys() <= values.keys():
+            missing = True
+            return None
+        return _decoded(path, domain, values)
+
+    try:
+        space.walk(base, choose)
+    except SpecError:
+        return False
+    return not missing
+
+
 def encode(space: Space, point: Point) -> dict[str, Any]:
-    """The parameter values of a point."""
+    """The parameter values of a point, or of a part of one."""
     out: dict[str, Any] = {}
     for path, domain in space.domains:
+        if path not in point:
+            continue
         if path == MASK_PATH:
             mask = mask_of(point[path])
             out |= {role_parameter(role): role in mask for role in ROLES}
@@ -62,15 +104,36 @@ def encode(space: Space, point: Point) -> dict[str, Any]:
 
 def decode(space: Space, values: Mapping[str, Any]) -> dict[str, Any]:
     """The point of some parameter values; the inverse of :func:`encode` (masks come back in canonical order)."""
-    out: dict[str, Any] = {}
-    for path, domain in space.domains:
-        if path == MASK_PATH:
-            out[path] = mask_of({role: values[role_parameter(role)] for role in ROLES})
-        elif isinstance(domain, Choices) and not _plain(domain):
-            out[path] = {_code(value): value for value in domain.values}[values[path]]
-        else:
-            out[path] = values[path]
-    return out
+    return {
+        path: _decoded(path, domain, values)
+        for path, domain in space.domains
+        if _parameters(path, domain).keys() <= values.keys()
+    }
+
+
+def _parameters(path: str, domain: Domain) -> dict[str, BaseDistribution]:
+    if path == MASK_PATH:
+        return {role_parameter(role): CategoricalDistribution((False, True)) for role in ROLES}
+    return {path: _distribution(domain)}
+
+
+def _decoded(path: str, domain: Domain, values: Mapping[str, Any]) -> Any:
+    if path == MASK_PATH:
+        return mask_of({role: values[role_parameter(role)] for role in ROLES})
+    if isinstance(domain, Choices) and not _plain(domain):
+        return {_code(value): value for value in domain.values}[values[path]]
+    return values[path]
+
+
+def _suggested(trial: optuna.Trial, name: str, wanted: BaseDistribution) -> Any:
+    match wanted:
+        case CategoricalDistribution():
+            return trial.suggest_categorical(name, wanted.choices)
+        case IntDistribution():
+            return trial.suggest_int(name, wanted.low, wanted.high, step=wanted.step, log=wanted.log)
+        case FloatDistribution():
+            return trial.suggest_float(name, wanted.low, wanted.high, step=wanted.step, log=wanted.log)
+    raise AssertionError(f"no parameter is of a {type(wanted).__name__}")
 
 
 def _distribution(domain: Domain) -> BaseDistribution:

@@ -1,12 +1,16 @@
-"""Open the Optuna storage of a sweep: its own journal, or a database by URL."""
+"""Where a study is kept: files in the sweep's folder, or a database by URL; Optuna's storage and our log beside it."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import logging
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 import optuna
+import sqlalchemy as sa
 import sqlalchemy.exc
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
@@ -15,6 +19,12 @@ from sqlalchemy.engine import make_url
 from lora_lab.errors import StorageError
 from lora_lab.study.journal import Journal
 
+JOURNAL = "study.journal"
+Made = TypeVar("Made")
+
+log = logging.getLogger(__name__)
+
+CREATE_TRIES = 5
 CONNECT_SECONDS = 5
 """How long a database may take to answer before it counts as unreachable."""
 SQLITE_LOCK_SECONDS = 30
@@ -22,7 +32,7 @@ SQLITE_LOCK_SECONDS = 30
 
 
 def open_storage(url: str | None, folder: Path) -> BaseStorage:
-    """The storage at ``url``, or ``folder/study.journal`` for ``None``.
+    """Optuna's storage at ``url``, or ``folder/study.journal`` for ``None``.
 
     Raises:
         StorageError: it cannot be reached within :data:`CONNECT_SECONDS`, the URL is malformed, or its
@@ -31,18 +41,59 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if url is None:
-        return JournalStorage(Journal(folder / "study.journal"))
+        return JournalStorage(Journal(folder / JOURNAL))
+    with _understood(url), reachable(url):
+        return created_once(
+            lambda: RDBStorage(url, engine_kwargs={"connect_args": _connect_args(url), "pool_pre_ping": True})
+        )
+
+
+def created_once(create: Callable[[], Made]) -> Made:
+    """``create()``, tried again where another worker creates the same tables at the same moment."""
+    for _ in range(CREATE_TRIES - 1):
+        try:
+            return create()
+        except (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.ProgrammingError, StorageInternalError) as error:
+            log.info("another worker creates the study's tables: %s", error)
+            time.sleep(0.2)
+        except sqlalchemy.exc.OperationalError as error:
+            if "already exists" not in str(error):
+                raise
+            time.sleep(0.2)
+    return create()
+
+
+def engine_of(url: str) -> sa.Engine:
+    """An engine for the study's own tables, on which every statement is its own transaction unless one is begun.
+
+    Raises:
+        StorageError: as :func:`open_storage`.
+    """
+    with _understood(url), reachable(url):
+        return sa.create_engine(
+            url, connect_args=_connect_args(url), pool_pre_ping=True, isolation_level="AUTOCOMMIT", pool_size=2
+        )
+
+
+def _connect_args(url: str) -> dict[str, Any]:
+    found: dict[str, dict[str, Any]] = {
+        "sqlite": {"timeout": SQLITE_LOCK_SECONDS},
+        "postgresql": {"connect_timeout": CONNECT_SECONDS, "keepalives_idle": 10, "tcp_user_timeout": 15_000},
+    }
+    return found.get(make_url(url).get_backend_name(), {})
+
+
+@contextlib.contextmanager
+def _understood(url: str) -> Iterator[None]:
     try:
-        backend = make_url(url).get_backend_name()
+        make_url(url).get_backend_name()
     except (sqlalchemy.exc.SQLAlchemyError, ValueError) as error:
         raise StorageError(
             "sweep.storage: not a database URL. E.g. sqlite:///study.db, postgresql+psycopg://user@host/database, "
             "or null for a journal in the sweep's folder."
         ) from error
-    seconds = {"sqlite": {"timeout": SQLITE_LOCK_SECONDS}, "postgresql": {"connect_timeout": CONNECT_SECONDS}}
     try:
-        with reachable(url):
-            return RDBStorage(url, engine_kwargs={"connect_args": seconds.get(backend, {}), "pool_pre_ping": True})
+        yield
     except ImportError as error:
         raise StorageError(
             f"sweep.storage={shown(url)}: its driver is not installed ({error}). "
@@ -56,14 +107,19 @@ def reachable(url: str | None) -> Iterator[None]:
     try:
         yield
     except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError) as error:
-        cause = getattr(error, "orig", None) or getattr(error.__cause__, "orig", None) or error
-        text = str(cause).strip().splitlines()[0]
-        if url is not None and (password := make_url(url).password):
-            text = text.replace(str(password), "***")
-        raise StorageError(
-            f"sweep.storage={shown(url)}: cannot be reached ({text}). Start the database or mend the URL, and give the "
-            "same command again: what was settled is safe. sweep.storage=null keeps the study in the sweep's folder."
-        ) from error
+        raise gone(url, error) from error
+
+
+def gone(url: str | None, error: Exception) -> StorageError:
+    """The :class:`StorageError` of a database that answers with ``error``, without its password."""
+    cause = getattr(error, "orig", None) or getattr(error.__cause__, "orig", None) or error
+    text = str(cause).strip().splitlines()[0]
+    if url is not None and (password := make_url(url).password):
+        text = text.replace(str(password), "***")
+    return StorageError(
+        f"sweep.storage={shown(url)}: cannot be reached ({text}). Start the database or mend the URL, and give the "
+        "same command again: what was settled is safe. sweep.storage=null keeps the study in the sweep's folder."
+    )
 
 
 def shown(url: str | None) -> str:

@@ -1,78 +1,91 @@
-"""Ask, hand out, report, settle: the life of a sweep's trials and runs.
+"""Ask, hand out, report, settle: the life of a sweep's trials and runs, shared by any number of workers.
 
-A trial is one point of the space; it has a run for each seed. What is settled is written in three
-places, in this order, and a process that dies between any two of them is caught up with on the next open:
-
-1. ``runs/<id>/result.json``, durable: from here on the run is settled;
-2. the result as a user attribute of the Optuna trial, so that the storage alone can restore the folder;
-3. ``tell``, once all runs of the trial are settled.
+A trial is one point of the space; it has a run for each seed. What happens is an event in the study's log
+(:mod:`.log`), in one order for all workers, and counts from the moment it is durable there. Everything else follows
+from the log and is caught up with on the next open: ``runs/<id>/result.json``, and the trials in Optuna's storage.
 """
 
 from __future__ import annotations
 
-import heapq
+import contextlib
 import logging
 import math
-import threading
+import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import optuna
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.storages import BaseStorage
-from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState, create_trial
-
-from lora_lab.errors import CheckpointError, SpecError, SweepFolderError
+from lora_lab.errors import BadInput, LoraLabError
 from lora_lab.spec import (
     SETTLED,
     EvalMetrics,
     Execution,
+    Figures,
+    LauncherSpec,
+    Order,
     Outcome,
     RunResult,
     RunSpec,
+    Stop,
     Sweep,
     Verdict,
     pairs,
-    run_id,
-    thaw,
+    violated,
 )
-from lora_lab.study.folder import SweepFolder, same_sweep
-from lora_lab.study.parameters import decode, distributions, encode
-from lora_lab.study.storage import close_storage, open_storage, reachable
-from lora_lab.study.strategies import pruner_of, sampler_of
-from lora_lab.study.verdict import mean_objective, verdict
-
-SHARED = frozenset({Outcome.COMPLETED, Outcome.PRUNED, Outcome.DIVERGED})
-"""Outcomes that belong to the experiment itself, so that an equal key has them too. (The others depend on
-the machine and the company: such a run is tried again under its other name.)"""
-
-SWEEP_ATTR = "lora_lab.sweep"
-REFUSED_ATTR = "lora_lab.refused"
-PRUNED_ATTR = "lora_lab.pruned_at"
+from lora_lab.spec.prefix import staged
+from lora_lab.study import opening, rules
+from lora_lab.study.branches import branch_key, branch_point, branch_spec
+from lora_lab.study.folder import SweepFolder
+from lora_lab.study.judge import COSTS
+from lora_lab.study.keeper import Keeper
+from lora_lab.study.lease import Lease, new_name, this_process
+from lora_lab.study.log import Unreachable
+from lora_lab.study.mirror import Mirror
+from lora_lab.study.parameters import decode
+from lora_lab.study.racing import further_seeds
+from lora_lab.study.session import Session
+from lora_lab.study.stages import Stages
+from lora_lab.study.state import SHARED, Cause, RunState, State, TrialState, failure
+from lora_lab.study.stopping import reason_to_stop
+from lora_lab.study.verdict import front, value_of
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training to do: trial number, seed, the trial's point and the spec made of them."""
+    """One training to do: trial number, seed, the trial's point and the spec made of them.
+
+    ``key`` is the experiment's. ``alone``: it must not share its pack. ``halvings``: how often its micro-batch is to
+    be halved. ``parent``: the run from whose checkpoint it begins, with ``fresh_optimizer`` without its optimizer's
+    state. ``stage``: the run whose beginning is its own too, and from whose stem it goes on; ``stem``: others may do so
+    with its own. ``attempt`` counts from 1. ``claim`` is what entitles its holder to settle it.
+    """
 
     trial: int
     seed: int
     id: str
     point: dict[str, Any]
     spec: RunSpec
+    key: str = ""
+    parent: str | None = None
+    fresh_optimizer: bool = field(default=False, compare=False)
+    alone: bool = field(default=False, compare=False)
+    halvings: int = field(default=0, compare=False)
+    attempt: int = field(default=1, compare=False)
+    claim: int = field(default=-1, compare=False)
+    stage: str | None = field(default=None, compare=False)
+    stem: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True)
 class Counts:
-    """How far a sweep is. ``runs`` are settled, ``running`` handed out; ``refused`` trials had a point that
-    no run accepts and were never trained. ``planned_runs`` leaves those out."""
+    """How far a sweep is. ``runs`` are settled, ``running`` handed out to ``workers``; ``refused`` trials had a point
+    that no run accepts and were never trained. ``planned_runs`` leaves those out. ``halted`` says why nothing is
+    handed out any more, if so; ``stopped`` which stop rule holds."""
 
     trials: int
     planned_trials: int
@@ -81,111 +94,93 @@ class Counts:
     by_outcome: dict[str, int]
     running: int
     refused: int = 0
-
-
-@dataclass
-class _Trial:
-    """What this process knows of one Optuna trial. ``values`` holds, by step, the loss that each seed reported."""
-
-    number: int
-    id: int
-    point: dict[str, Any]
-    finished: bool = False
-    refused: str | None = None
-    pruned_at: int | None = None
-    values: dict[int, dict[int, float]] = field(default_factory=dict)
+    workers: int = 0
+    halted: str | None = None
+    stopped: str | None = None
 
 
 class Study:
-    """A sweep's trials and runs, durable. Methods may be called from several threads of one process.
+    """A sweep's trials and runs, durable, for one of its workers. Methods may be called from several threads.
 
-    Make one with :meth:`open`; close it, or use it as a context manager.
+    Make one with :meth:`open` or :meth:`join`; close it, or use it as a context manager.
     """
 
     def __init__(
-        self, sweep: Sweep, folder: SweepFolder, storage: BaseStorage, study: optuna.Study, url: str | None
+        self,
+        sweep: Sweep,
+        folder: SweepFolder,
+        session: Session,
+        mirror: Mirror,
+        name: str,
+        launcher: LauncherSpec,
+        figures: Figures | None = None,
     ) -> None:
         """Use :meth:`open`."""
+        self._figures = figures
+        self._opened = time.time()
+        self._stages = Stages(lambda: session.state, lambda run: self._run(run).spec) if staged(sweep) else None
         self.sweep = sweep
         self.folder = folder.path
+        self.name = name
         self._folder = folder
-        self._storage = storage
-        self._url = url
-        self._study = study
-        self._distributions = distributions(sweep.space)
-        self._lock = threading.RLock()
-        self._trials: dict[int, _Trial] = {}
-        self._results: dict[str, RunResult] = {}
-        self._by_key: dict[str, RunResult] = {}
-        self._pending: list[tuple[int, int]] = []
-        self._running: dict[str, Run] = {}
-        self._twins: dict[str, list[Run]] = {}
+        self._session = session
+        self._launcher = launcher
+        self._held: dict[str, Run] = {}
+        self._twins: dict[str, set[str]] = {}
+        self._orders: Mapping[str, Order] = {}
+        self._lease: Lease | None = None
+        self._nothing = (-1, False)
+        """How far the log was, and for what company, when there was nothing to hand out: until there is news."""
+        self._keeper = Keeper(session, mirror, name, launcher.lease_seconds, self._look)
 
     @staticmethod
-    def open(sweep: Sweep, execution: Execution) -> Study:
-        """Create the study of ``sweep`` in ``execution.folder``, or go on with it.
+    def open(sweep: Sweep, execution: Execution, figures: Figures | None = None) -> Study:
+        """Create the study of ``sweep`` in ``execution.folder``, or go on with it, beside whoever works on it.
 
         ``sweep.trials`` and ``sweep.repeats`` may be other than last time; everything else must be the same.
+        A sweep that was cancelled, or stopped after equal failures, goes on. ``figures`` predicts what constraints
+        (and pruners, with several objectives) want to know of a run.
 
         Raises:
             SpecError: the sampler, the pruner or one of their options is unknown.
-            SweepFolderError: the folder cannot be written, is full, is being worked in, or belongs to another
-                sweep (the differences are listed).
+            SweepFolderError: the folder cannot be written, is full, or belongs to another sweep (the differences are
+                listed).
             StorageError: the storage cannot be reached or read.
-            CheckpointError: a ``result.json`` is torn and the storage has no copy of it.
+            CheckpointError: a ``result.json`` is torn and the log has no copy of it.
         """
-        sampler, pruner = sampler_of(sweep), pruner_of(sweep)
-        folder = SweepFolder(Path(execution.folder))
-        storage: BaseStorage | None = None
-        try:
-            stored = folder.stored_sweep()
-            if stored is not None:
-                same_sweep(sweep, stored, str(folder.path))
-            storage = open_storage(execution.storage, folder.path)
-            with reachable(execution.storage):
-                names = optuna.get_all_study_names(storage)
-                # A journal is the sweep's own and keeps its first name when the sweep is renamed.
-                name = names[0] if execution.storage is None and names else sweep.name
-                if name in names:
-                    study = optuna.load_study(storage=storage, study_name=name, sampler=sampler, pruner=pruner)
-                else:
-                    study = optuna.create_study(
-                        storage=storage,
-                        study_name=name,
-                        direction=StudyDirection[sweep.objective.direction.upper()],
-                        sampler=sampler,
-                        pruner=pruner,
-                        load_if_exists=True,
-                    )
-                known = study.user_attrs.get(SWEEP_ATTR)
-                if known is not None:
-                    same_sweep(sweep, known, f"study '{name}' in the storage")
-                elif study.get_trials(deepcopy=False):
-                    raise SweepFolderError(
-                        f"study '{name}' in the storage was not made by lora-lab; "
-                        "choose another name with sweep.name=NAME."
-                    )
-                else:
-                    study.set_user_attr(SWEEP_ATTR, {**sweep.to_tree(), "key": sweep.key})
-                if (first := known or stored) is not None:
-                    # Equal keys may differ in the order of the space, which numbers the grid: the first order stays.
-                    sweep = replace(sweep, space=Sweep.from_tree(first).space)
-                    study.sampler = sampler_of(sweep)
-                folder.store_sweep(sweep)
-                opened = Study(sweep, folder, storage, study, execution.storage)
-                opened._catch_up()
-            return opened
-        except BaseException:
-            if storage is not None:
-                close_storage(storage)
-            folder.release()
-            raise
+        return Study(*opening.open_study(sweep, execution), execution.launcher, figures)
+
+    @staticmethod
+    def join(
+        folder: Path,
+        storage: str | None,
+        name: str | None,
+        launcher: LauncherSpec,
+        figures: Figures | None = None,
+        *,
+        allow_code: bool = False,
+    ) -> Study:
+        """Work on the study that is in ``folder`` or, by ``name``, in ``storage``.
+
+        Raises:
+            SweepFolderError: there is none, or the folder cannot be written.
+            StorageError: the storage cannot be reached or read.
+        """
+        return Study(*opening.join_study(folder, storage, name, allow_code), launcher, figures)
 
     def close(self) -> None:
-        """Give the folder and the storage's connections back. Nothing is pending: every call is durable."""
-        with self._lock:
-            close_storage(self._storage)
-            self._folder.release()
+        """End as a worker: what it holds goes back into the queue. Nothing else is pending: every call is durable."""
+        self._keeper.stop()
+        with self._session.lock:
+            if self._lease is not None:
+                lease, self._lease = self._lease, None
+                lease.end()
+                with contextlib.suppress(Unreachable, LoraLabError):  # then the lease lapses
+                    self._session.transact(lambda: self._leave(lease.worker), patience=0.0)
+                    self._session.log.forget(lease.worker)
+            self._held.clear()
+            self._keeper.close()
+            self._session.log.close()
 
     def __enter__(self) -> Study:
         return self
@@ -195,70 +190,86 @@ class Study:
 
     # What comes next
 
-    def next_run(self) -> Run | None:
+    def next_run(self, *, company: bool = False) -> Run | None:
         """The next run to train; ``None`` when nothing can be handed out now.
 
         Unsettled runs of trials already asked come first, by trial and seed; then a new trial is asked. A run
-        whose key is settled already gets a copy of that result; one whose key is being trained waits for it. So
-        ``None`` with runs still out does not mean the end: ask again when one of them is settled or put back.
+        whose key is settled already gets a copy of that result; one whose key is being trained waits for it. Towards
+        the end no worker is given more than its share. So ``None`` does not mean the end: see :meth:`waiting`.
+        ``company``: the run would train beside others; what is to be trained alone is kept back then.
         """
-        with self._lock, reachable(self._url):
-            while True:
-                if not self._pending:
-                    if len(self._trials) >= self.sweep.planned_trials:
-                        return None
-                    self._ask()
-                    continue
-                trial, seed = heapq.heappop(self._pending)
-                run = self._run(self._trials[trial], seed)
-                twin = self._by_key.get(run.spec.key)
-                if twin is not None:
-                    self._settle_as(run, twin)
-                elif any(other.spec.key == run.spec.key for other in self._running.values()):
-                    self._twins.setdefault(run.spec.key, []).append(run)
-                else:
-                    self._running[run.id] = run
-                    return run
+        with self._session.lock:
+            if (self._session.state.count, company) == self._nothing or (self._lease is None and not self.waiting()):
+                return None
+            worker = self._worker()
+            run, settled = self._session.transact(lambda: self._next(worker, company))
+            self._store(settled)
+            if run is not None:
+                self._held[run.id] = run
+            elif worker in self._session.state.lapsed:
+                return self.next_run(company=company)
+            else:
+                self._nothing = (self._session.state.count, company)
+            return run
+
+    def waiting(self) -> bool:
+        """True while there may be something to do later: runs are with other workers, or due to be looked at."""
+        self._refresh()
+        state = self._session.state
+        return state.halted is None and (self._left() > 0 or self._unasked() > 0 or bool(self._round()))
 
     def put_back(self, run: Run) -> None:
         """``run`` was interrupted: it is handed out again later, in its old place."""
-        with self._lock:
-            if self._running.pop(run.id, None) is not None:
-                heapq.heappush(self._pending, (run.trial, run.seed))
-                self._return_twins(run.spec.key)
+        with self._session.lock:
+            self._held.pop(run.id, None)
+            self._session.transact(lambda: self._back(run, Cause.PREEMPTED))
+
+    def pause(self, run: Run, result: RunResult) -> None:
+        """``run`` is paused at a rung, and saved: it is handed out again if it is promoted, or else settled with
+        ``result`` (PRUNED) in the end."""
+        with self._session.lock:
+            self._held.pop(run.id, None)
+            self._session.transact(lambda: self._pause(run, result))
+
+    def try_again(self, run: Run, outcome: Outcome, *, company: bool) -> bool:
+        """Whether a run that ended OUT_OF_MEMORY or FAILED is to be tried in another way; it is in the queue then.
+
+        ``company``: other lanes trained beside it.
+        """
+        with self._session.lock:
+            self._held.pop(run.id, None)
+            return self._session.transact(lambda: self._again(run, outcome, company))
 
     def report(self, run: Run, metrics: EvalMetrics) -> Verdict:
         """Tell the pruner of an evaluation; STOP when the trial is not worth going on with.
 
         A trial's value at a step is the mean over its runs, known once all of them have reported that step.
-        The untrained model (step 0) and losses that are not finite are not judged.
+        The untrained model (step 0), branches, and losses that are not finite are not judged.
         """
-        with self._lock, reachable(self._url):
-            if self.sweep.pruner.name == "none" or metrics.step <= 0 or not math.isfinite(metrics.loss):
-                return Verdict.CONTINUE
-            trial = self._trials[run.trial]
-            if trial.finished:
-                return Verdict.CONTINUE
-            if trial.pruned_at is not None:
-                return Verdict.STOP
-            trial.values.setdefault(metrics.step, {})[run.seed] = metrics.loss
-            mine = {str(step): by_seed[run.seed] for step, by_seed in trial.values.items() if run.seed in by_seed}
-            self._storage.set_trial_user_attr(trial.id, f"lora_lab.losses.s{run.seed}", mine)
-            values = [trial.values[metrics.step].get(seed) for seed in self.sweep.seeds]
-            losses = [value for value in values if value is not None]
-            if len(losses) < len(values):
-                return Verdict.CONTINUE
-            self._storage.set_trial_intermediate_value(trial.id, metrics.step, sum(losses) / len(losses))
-            if not self._study.pruner.prune(self._study, self._storage.get_trial(trial.id)):
-                return Verdict.CONTINUE
-            self._storage.set_trial_user_attr(trial.id, PRUNED_ATTR, metrics.step)
-            trial.pruned_at = metrics.step
-            return Verdict.STOP
+        if self.sweep.pruner.name == "none" or metrics.step <= 0 or not math.isfinite(metrics.loss) or run.parent:
+            return Verdict.CONTINUE
+        return self._session.transact(lambda: self._report(run, metrics))
+
+    def orders(self) -> Mapping[str, Order]:
+        """What is to be done with held runs; cheap. A run that is somebody else's by now is to be dropped."""
+        if self._lease is not None and self._lease.doubtful and self._held:
+            with self._session.lock, contextlib.suppress(Unreachable):
+                self._session.sync()
+                self._look()
+                self._lease.renewed()
+        return self._orders
+
+    def saved(self, run: Run, step: int) -> None:
+        """The run's checkpoint at ``step`` was asked for and is there."""
+        with self._session.lock:
+            self._session.transact(lambda: self._saved(run, step))
+            self._look()
 
     # What came out
 
     def settle(self, run: Run, result: RunResult) -> bool:
-        """Settle ``run`` with ``result``, durably and once; ``False`` (and nothing changed) if it was settled before.
+        """Settle ``run`` with ``result``, durably and once; ``False`` (and nothing changed) if it was settled before,
+        or is somebody else's by now.
 
         Runs that waited for the same key are settled with it.
 
@@ -266,117 +277,253 @@ class Study:
             ValueError: ``result`` is of another run, or PREEMPTED (see :meth:`put_back`).
             SweepFolderError: no space left, or no permission; the run is not settled.
         """
-        if result.run != run.id or result.key != run.spec.key:
+        if result.run != run.id or result.key != run.key:
             raise ValueError(f"the result of {result.run} (key {result.key[:12]}) cannot settle {run.id}")
         if result.outcome not in SETTLED:
             raise ValueError(f"{run.id}: {result.outcome} does not settle a run; put it back")
-        with self._lock, reachable(self._url):
-            if run.id in self._results or self._folder.has_result(run.id):
-                log.warning("%s is settled already; a second result (%s) is refused.", run.id, result.outcome)
-                self._running.pop(run.id, None)
-                return False
-            self._settle(run, result)
-            for twin in self._twins.pop(run.spec.key, []):
-                if result.outcome in SHARED:
-                    self._settle_as(twin, result)
-                else:
-                    heapq.heappush(self._pending, (twin.trial, twin.seed))
-            return True
+        with self._session.lock:
+            settled = self._session.transact(lambda: self._settle(run, result))
+            self._held.pop(run.id, None)
+            self._store(settled)
+            return bool(settled)
 
     def results(self) -> list[RunResult]:
         """All settled results, by trial and seed."""
-        with self._lock:
-            return sorted(self._results.values(), key=lambda result: (result.trial, result.seed))
+        with self._session.lock:
+            return sorted(self._session.state.results.values(), key=lambda result: (result.trial, result.seed))
+
+    def settled(self) -> int:
+        """How many runs are settled, as far as this worker has heard."""
+        return len(self._session.state.results)
 
     def counts(self) -> Counts:
         """How far the sweep is."""
-        with self._lock:
-            refused = sum(trial.refused is not None for trial in self._trials.values())
-            planned = max(self.sweep.planned_trials, len(self._trials))
-            unsettled = sum(run_id(n, s) not in self._results for n in self._wanted() for s in self.sweep.seeds)
-            unasked = (planned - len(self._trials)) * self.sweep.repeats
+        with self._session.lock:
+            self._refresh()
+            state = self._session.state
+            refused = sum(trial.refused is not None for trial in state.trials.values())
+            planned = state.asked + self._unasked()
+            wanted = sum(len(state.seeds_of(trial)) for trial in state.trials.values())
+            extra = sum(result.seed not in state.seeds_of(state.trials[result.trial]) for result in self.results())
+            unasked = self._unasked() * self.sweep.repeats
             return Counts(
-                trials=len(self._trials),
+                trials=state.asked,
                 planned_trials=planned,
-                runs=len(self._results),
-                planned_runs=len(self._results) + unsettled + unasked,
+                runs=len(state.results),
+                planned_runs=wanted + extra + unasked + len(self._round()),
                 by_outcome=dict(Counter(str(result.outcome) for result in self.results())),
-                running=len(self._running),
+                running=state.held(),
                 refused=refused,
+                workers=len(state.workers),
+                halted=state.halted,
+                stopped=state.stopped,
             )
 
     def best(self) -> tuple[int, dict[str, Any], float] | None:
-        """Number, point and mean objective of the best trial; ``None`` if there is none yet.
+        """Number, point and objective of the best trial (the first of the :meth:`front`); ``None`` if there is none."""
+        found = self.front()
+        return (found[0][0], found[0][1], found[0][2][0]) if found else None
+
+    def front(self) -> list[tuple[int, dict[str, Any], list[float]]]:
+        """Number, point and objectives of the trials that no other beats in everything, by the first objective.
 
         Only trials whose runs are all settled count, and of them only those that were not pruned and did not
-        diverge with any seed.
+        diverge with any seed. Branches are not compared. With one objective it is the best trial alone.
         """
-        with self._lock:
-            settled = [(n, results) for n in self._trials if (results := self._outcomes(n)) is not None]
-            values = [(n, mean_objective(results, self.sweep.objective)) for n, results in settled]
-            done = [(n, value) for n, value in values if value is not None]
-            if not done:
-                return None
-            sign = 1 if self.sweep.objective.direction == "minimize" else -1
-            number, value = min(done, key=lambda item: (sign * item[1], item[0]))
-            return number, dict(self._trials[number].point), value
+        with self._session.lock:
+            state, targets = self._session.state, self.sweep.targets
+            done: list[tuple[int, list[float]]] = []
+            for number, trial in state.trials.items():
+                if trial.seed is None and trial.refused is None and (results := state.so_far(number)) is not None:
+                    values = [value_of(results, objective) for objective in targets]
+                    known = [value for value in values if value is not None]
+                    done += [(number, known)] if len(known) == len(values) else []
+            best = [done[place] for place in front([values for _, values in done], targets)]
+            best.sort(key=lambda item: (targets[0].sign * item[1][0], item[0]))
+            return [(n, self._point(state.trials[n]), v) for n, v in (best if len(targets) > 1 else best[:1])]
 
-    # Inside
+    # Within a transaction
+
+    def _next(self, worker: str, company: bool) -> tuple[Run | None, list[RunResult]]:
+        """The next run for ``worker``, and the results that came of looking for it."""
+        state = self._session.state
+        settled: list[RunResult] = []
+        if state.halted is not None or worker in state.lapsed:
+            return None, settled
+        while True:
+            if not self._wants_more(worker):
+                return None, settled
+            with contextlib.closing(state.queue()) as queue:
+                for waiting in queue:
+                    if company and _alone(waiting):
+                        continue
+                    if (run := self._try(waiting, worker, settled)) is not None:
+                        return run, settled
+            if not self._steer(settled):
+                return None, settled
+
+    def _steer(self, settled: list[RunResult]) -> bool:
+        """Make something to do: promote a trial, ask a new one, or at the end repeat contenders; ``False``: nothing.
+
+        The results that settle runs which stay paused for good are added to ``settled``.
+        """
+        session, state = self._session, self._session.state
+        if state.stopped is None and (why := self._reason_to_stop()) is not None:
+            session.do("stop", message=why)
+        judge = session.shadow.judge
+        if state.stopped is None and (promoted := judge.promotable()):
+            session.do("promote", trial=promoted[0])
+            return True
+        if self._unasked() > 0:
+            self._ask()
+            return True
+        if state.held() > 0:
+            return False
+        if state.stopped is None:
+            if (chance := judge.last_chance()) is not None:
+                session.do("promote", trial=chance)
+                return True
+            further = self._round()
+            for number, seed in further.items():
+                session.do("seed", trial=number, seed=seed)
+            if further:
+                return True
+        left = [result for steps in state.steps.values() for result in steps.kept.values()]
+        for result in left:
+            session.do("settle", run=result.run, result=result.to_tree())
+        settled += left
+        return bool(left)
 
     def _ask(self) -> None:
-        trial = self._study.ask(self._distributions)
-        self._add(self._storage.get_trial(trial._trial_id))
+        """Draw a trial; refuse it where no run accepts its point, or a constraint does not hold."""
+        event = self._session.shadow.draw()
+        try:
+            spec = self.sweep.spec_of(decode(self.sweep.space, event["params"]), self._session.state.seeds[0])
+            event["refused"] = violated(self.sweep.constraints, spec, self._figures)
+            if event["refused"] is None and self._session.shadow.judge.needs_costs and self._figures is not None:
+                figures = self._figures
+                wanted = {o.metric: COSTS[o.metric] for o in self.sweep.targets if o.metric in COSTS}
+                event["costs"] = {metric: figures(spec, figure) for metric, figure in wanted.items()}
+        except BadInput as error:
+            event["refused"] = str(error)
+        if event["refused"] is not None:
+            log.warning("trial %d is refused: %s", event["trial"], event["refused"])
+        self._session.do("ask", **event)
 
-    def _add(self, frozen: FrozenTrial) -> _Trial:
-        """Take a fully asked trial in; refuse it if no run accepts its point."""
-        trial = _Trial(
-            number=frozen.number,
-            id=frozen._trial_id,
-            point=decode(self.sweep.space, frozen.params),
-            finished=frozen.state.is_finished(),
-            refused=frozen.user_attrs.get(REFUSED_ATTR),
-            pruned_at=frozen.user_attrs.get(PRUNED_ATTR),
-        )
-        for seed in self.sweep.seeds:
-            for step, loss in frozen.user_attrs.get(f"lora_lab.losses.s{seed}", {}).items():
-                trial.values.setdefault(int(step), {})[seed] = loss
-        self._trials[trial.number] = trial
-        if trial.refused is None:
-            try:
-                self.sweep.spec_of(trial.point, self.sweep.seeds[0])
-            except SpecError as error:
-                log.warning("trial %d is refused: %s", trial.number, error)
-                trial.refused = str(error)
-                self._storage.set_trial_user_attr(trial.id, REFUSED_ATTR, trial.refused)
-        if trial.refused is not None:
-            self._tell(trial, TrialState.FAIL)
-        else:
-            for seed in self.sweep.seeds:
-                if run_id(trial.number, seed) not in self._results:
-                    heapq.heappush(self._pending, (trial.number, seed))
-        return trial
+    def _left(self) -> int:
+        """How many runs are not settled, of the trials that were asked."""
+        return len(self._session.state.runs) - len(self._session.state.results)
 
-    def _run(self, trial: _Trial, seed: int) -> Run:
-        spec = self.sweep.spec_of(trial.point, seed)
-        return Run(trial.number, seed, run_id(trial.number, seed), dict(trial.point), spec)
+    def _round(self) -> dict[int, int]:
+        """The next seeds of the contenders, by trial, once all else is settled."""
+        state = self._session.state
+        if self.sweep.max_repeats is None or state.stopped is not None or self._left() or self._unasked():
+            return {}
+        found = {n: results for n, t in state.trials.items() if t.seed is None and (results := state.so_far(n))}
+        return further_seeds(self.sweep, found)
 
-    def _wanted(self) -> Iterable[int]:
-        return (n for n, trial in self._trials.items() if trial.refused is None)
+    def _unasked(self) -> int:
+        """How many trials are still to be asked."""
+        state = self._session.state
+        if state.stopped is not None:
+            return 0
+        return max(0, self.sweep.planned_trials + len(state.imported) - state.asked)
 
-    def _return_twins(self, key: str) -> None:
-        for twin in self._twins.pop(key, []):
-            heapq.heappush(self._pending, (twin.trial, twin.seed))
+    def _reason_to_stop(self) -> str | None:
+        if self.sweep.stop == Stop():
+            return None
+        state = self._session.state
+        trained = [r for r in state.results.values() if r.key not in state.taken and _original(state, r)]
+        return reason_to_stop(self.sweep, self._session.shadow.study, trained, self._opened)
 
-    def _settle(self, run: Run, result: RunResult) -> None:
-        self._folder.store_result(result)
-        self._running.pop(run.id, None)
-        self._take(result)
-        trial = self._trials[run.trial]
-        if not trial.finished:
-            self._storage.set_trial_user_attr(trial.id, _result_attr(run.seed), result.to_tree())
-        self._tell_if_settled(trial)
+    def _wants_more(self, worker: str) -> bool:
+        """Towards the end, every worker holds its share of what is left and no more."""
+        state = self._session.state
+        mine = len(state.workers[worker].runs) if worker in state.workers else 0
+        workers = len(state.workers)
+        if workers == 1 or mine == 0:
+            return True
+        left = self._left() + self._unasked() * len(state.seeds)
+        return mine < math.ceil(left / workers)
 
-    def _settle_as(self, run: Run, twin: RunResult) -> None:
+    def _try(self, waiting: RunState, worker: str, settled: list[RunResult]) -> Run | None:
+        """Hand a run out, unless it need not be trained or must wait for its twin."""
+        session, state = self._session, self._session.state
+        run = self._run(waiting)
+        if (twin := state.by_key.get(run.key) or state.taken.get(run.key)) is not None:
+            settled.append(self._settle_as(run, twin))
+            return None
+        if run.key in state.out:
+            self._twins.setdefault(run.key, set()).add(run.id)
+            return None
+        if (why := rules.lost_too_often(waiting)) is not None:
+            result = self._without_training(run, Outcome.FAILED, why)
+            session.do("settle", run=run.id, result=result.to_tree())
+            settled.append(result)
+            return None
+        if worker not in state.workers:
+            session.do("join", worker=worker, lease=self._launcher.lease_seconds, process=this_process())
+        if self._stages is not None:
+            wait, stage = self._stages.before(waiting)
+            if wait:
+                return None
+            run = replace(run, stage=stage, stem=True)
+        session.do("claim", worker=worker, run=run.id, key=run.key)
+        assert waiting.claim is not None
+        return replace(run, claim=waiting.claim, attempt=waiting.attempts)
+
+    def _back(self, run: Run, cause: Cause, **how: Any) -> None:
+        if self._mine(run):
+            self._session.do("back", run=run.id, cause=cause, **how)
+
+    def _pause(self, run: Run, result: RunResult) -> None:
+        if self._mine(run):
+            self._session.do("pause", run=run.id, result=result.to_tree())
+
+    def _again(self, run: Run, outcome: Outcome, company: bool) -> bool:
+        if not self._mine(run):
+            return True  # somebody else tries already
+        how = rules.again(self._session.state.runs[run.id], run.spec, outcome, company)
+        if how is None:
+            self._held[run.id] = run
+            return False
+        self._back(run, how.cause, alone=how.alone, halvings=how.halvings)
+        return True
+
+    def _report(self, run: Run, metrics: EvalMetrics) -> Verdict:
+        session = self._session
+        trial = session.state.trials[run.trial]
+        if not self._mine(run):
+            return Verdict.CONTINUE
+        if trial.pruned_at is not None:
+            return Verdict.STOP
+        session.do("report", run=run.id, step=metrics.step, loss=metrics.loss)
+        return session.shadow.judge.verdict(run.trial, run.seed, metrics.step, session.do)
+
+    def _saved(self, run: Run, step: int) -> None:
+        if self._mine(run):
+            self._session.do("saved", run=run.id, step=step)
+
+    def _settle(self, run: Run, result: RunResult) -> list[RunResult]:
+        session, state = self._session, self._session.state
+        if not self._mine(run):
+            holder = state.runs[run.id].holder
+            what = "settled already" if state.runs[run.id].result else f"no longer held ({holder or 'nobody'} holds it)"
+            log.warning("%s is %s; a late result (%s) is refused.", run.id, what, result.outcome)
+            session.do("late", run=run.id, worker=session.name, outcome=str(result.outcome))
+            return []
+        session.do("settle", run=run.id, result=result.to_tree())
+        settled = [result]
+        for name in sorted(self._twins.pop(run.key, ())):
+            if result.outcome in SHARED and state.runs[name].queued:
+                settled.append(self._settle_as(self._run(state.runs[name]), result))
+        if result.outcome is Outcome.FAILED and state.halted is None:
+            alike = state.failures[failure(result.message)]
+            if alike >= self._launcher.equal_failures:
+                session.do("halt", message=f"{alike} runs failed with the same error: {_last_line(result.message)}")
+        return settled
+
+    def _settle_as(self, run: Run, twin: RunResult) -> RunResult:
         """Settle a run with a copy of the result of the same experiment."""
         copy = replace(
             twin,
@@ -384,105 +531,105 @@ class Study:
             trial=run.trial,
             seed=run.seed,
             point=pairs(run.point),
-            message=f"same experiment as {twin.run}",
+            message=f"same experiment as {twin.message if twin.key in self._session.state.taken else twin.run}",
         )
-        self._settle(run, copy)
+        self._session.do("settle", run=run.id, result=copy.to_tree())
+        return copy
 
-    def _take(self, result: RunResult) -> None:
-        self._results[result.run] = result
-        if result.outcome in SHARED:
-            self._by_key.setdefault(result.key, result)
+    def _leave(self, worker: str) -> None:
+        if worker in self._session.state.workers:
+            self._session.do("leave", worker=worker)
 
-    def _outcomes(self, number: int) -> list[RunResult] | None:
-        """The results of a trial's runs; ``None`` while one is missing."""
-        results = [self._results.get(run_id(number, seed)) for seed in self.sweep.seeds]
-        return None if None in results else [result for result in results if result is not None]
+    def _mine(self, run: Run) -> bool:
+        held = self._session.state.runs[run.id]
+        return self._lease is not None and held.holder == self._lease.worker and held.claim == run.claim
 
-    def _tell_if_settled(self, trial: _Trial) -> None:
-        results = self._outcomes(trial.number)
-        if results is None or trial.finished:
-            return
-        state, value = verdict(results, self.sweep.objective, self._results.values())
-        self._tell(trial, state, value)
+    # Beside the log
 
-    def _tell(self, trial: _Trial, state: TrialState, value: float | None = None) -> None:
-        if not trial.finished:
-            self._study.tell(trial.number, value, state=state, skip_if_finished=True)
-            trial.finished = True
+    def _worker(self) -> str:
+        """This worker's name, with a lease that runs; a new one when others took it for dead."""
+        if self._lease is not None and self._lease.worker in self._session.state.lapsed:
+            log.warning("%s was taken for dead and goes on under a new name.", self._lease.worker)
+            self._lease.end()
+            self._lease = None
+        if self._lease is None:
+            self._lease = self._session.patiently(
+                lambda: Lease(self._session.log, new_name(), self._launcher.lease_seconds)
+            )
+            self._keeper.start(self._lease.worker)
+        return self._lease.worker
 
-    # After a restart
+    def _run(self, run: RunState) -> Run:
+        state = self._session.state
+        trial = state.trials[run.trial]
+        if trial.parent is None:
+            point = self._point(trial)
+            spec = self.sweep.spec_of(point, run.seed)
+            key = spec.key
+        else:
+            point = branch_point(state, self.sweep, trial)
+            spec = branch_spec(state, self.sweep, trial)
+            key = branch_key(state, self.sweep, trial)
+        return Run(
+            run.trial,
+            run.seed,
+            run.id,
+            point,
+            spec,
+            key=key,
+            parent=trial.parent,
+            fresh_optimizer=any(path == "optimizer.name" for path in trial.overrides),
+            alone=_alone(run),
+            halvings=run.halvings,
+        )
 
-    def _catch_up(self) -> None:
-        """Bring memory, folder and storage to the same state, whatever the last process died at."""
-        results, torn = self._folder.load_results()
-        trials = self._study.get_trials(deepcopy=False)
-        for frozen in trials:
-            self._restore_from_storage(frozen, results, torn)
-        if torn:
-            raise next(iter(torn.values()))
-        for settled in sorted(results.values(), key=lambda result: (result.trial, result.seed)):
-            self._take(settled)
-        for frozen in trials:
-            if not frozen.state.is_finished() and set(frozen.params) != set(self._distributions):
-                self._finish_asking(frozen)
-            self._add(self._storage.get_trial(frozen._trial_id))
-        self._recreate(results)
-        for trial in self._trials.values():
-            for seed in self.sweep.seeds:
-                if (result := self._results.get(run_id(trial.number, seed))) is None:
-                    continue
-                if trial.refused is None and result.key != self.sweep.spec_of(trial.point, seed).key:
-                    raise CheckpointError(
-                        f"{self._folder.result_path(result.run)}: the result of another experiment (key "
-                        f"{result.key[:12]}). Move it away to let its run be trained again."
-                    )
-                if not trial.finished:
-                    self._storage.set_trial_user_attr(trial.id, _result_attr(seed), result.to_tree())
-            self._tell_if_settled(trial)
+    def _point(self, trial: TrialState) -> dict[str, Any]:
+        return decode(self.sweep.space, trial.params)
 
-    def _finish_asking(self, frozen: FrozenTrial) -> None:
-        """Draw the parameters that a process which died while it asked left out."""
-        trial = optuna.Trial(self._study, frozen._trial_id)
-        for name, distribution in self._distributions.items():
-            match distribution:
-                case CategoricalDistribution():
-                    trial.suggest_categorical(name, distribution.choices)
-                case IntDistribution():
-                    low, high = distribution.low, distribution.high
-                    trial.suggest_int(name, low, high, step=distribution.step, log=distribution.log)
-                case FloatDistribution():
-                    first, last = distribution.low, distribution.high
-                    trial.suggest_float(name, first, last, step=distribution.step, log=distribution.log)
+    def _without_training(self, run: Run, outcome: Outcome, message: str) -> RunResult:
+        return RunResult(
+            run=run.id,
+            trial=run.trial,
+            seed=run.seed,
+            key=run.key,
+            outcome=outcome,
+            point=pairs(run.point),
+            message=message,
+            parent=run.parent,
+        )
 
-    def _restore_from_storage(
-        self, frozen: FrozenTrial, results: dict[str, RunResult], torn: dict[str, CheckpointError]
-    ) -> None:
-        """Write back results that the storage has and the folder lost."""
-        for name, tree in frozen.user_attrs.items():
-            if not name.startswith(_result_attr("")):
-                continue
-            result = RunResult.from_tree(tree)
-            if result.run not in results:
-                log.warning("%s: lost or torn, restored from the storage.", self._folder.result_path(result.run))
-                self._folder.store_result(result)
-                results[result.run] = result
-                torn.pop(result.run, None)
+    def _store(self, results: list[RunResult]) -> None:
+        for result in results:
+            self._folder.store_result(result)
 
-    def _recreate(self, results: dict[str, RunResult]) -> None:
-        """Create the trials that the folder has results of and the storage does not know: it was lost or changed."""
-        points = {result.trial: thaw(result.point) for result in results.values()}
-        for number in range(max(points, default=-1) + 1):
-            if number in self._trials:
-                continue
-            if number not in points:
-                self._ask()
-                continue
-            params = encode(self.sweep.space, points[number])
-            template = create_trial(state=TrialState.RUNNING, params=params, distributions=self._distributions)
-            self._study.add_trial(template)
-            log.warning("trial %d was missing in the storage; made again from its results.", number)
-            self._add(self._study.get_trials(deepcopy=False)[number])
+    def _refresh(self) -> None:
+        with self._session.lock, contextlib.suppress(Unreachable):
+            self._session.sync()
+
+    def _look(self) -> None:
+        """See what others want of the held runs, and which of them were lost."""
+        with self._session.lock:
+            orders: dict[str, Order] = {}
+            for name, run in self._held.items():
+                wish = self._session.state.runs[name].order
+                if not self._mine(run):
+                    orders[name] = Order.DROP
+                elif wish is not None:
+                    orders[name] = Order(wish)
+                elif self._session.state.halted is not None:
+                    orders[name] = Order.PARK
+            self._orders = orders
 
 
-def _result_attr(seed: int | str) -> str:
-    return f"lora_lab.result.s{seed}"
+def _alone(run: RunState) -> bool:
+    return run.alone or run.back[Cause.LOST] >= rules.LOST_ALONE
+
+
+def _original(state: State, result: RunResult) -> bool:
+    """Whether a result was trained under its own name, and is no copy of an equal run's."""
+    return state.by_key.get(result.key, result).run == result.run
+
+
+def _last_line(message: str | None) -> str:
+    lines = (message or "").strip().splitlines()
+    return lines[-1] if lines else "(no message)"

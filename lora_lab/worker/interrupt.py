@@ -1,15 +1,16 @@
-"""Ctrl-C and SIGTERM: the first asks the pack to save and stop, the second stops at once."""
+"""Ctrl-C, SIGTERM and SIGUSR1: the first asks the pack to save and stop, the second stops at once."""
 
 from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any
 
 
 class Interrupt:
-    """A context manager that turns SIGINT and SIGTERM into :attr:`requested` while it is entered.
+    """A context manager that turns SIGINT, SIGTERM and SIGUSR1 into :attr:`requested` while it is entered.
 
     Outside the main thread, where Python allows no handlers, it only carries the flag.
     """
@@ -20,7 +21,7 @@ class Interrupt:
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
                 self._before[number] = signal.signal(number, self._handle)
         return self
 
@@ -28,6 +29,12 @@ class Interrupt:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()
+
+    def wait(self, seconds: float) -> None:
+        """Sleep, until a signal comes at the longest."""
+        until = time.monotonic() + seconds
+        while not self.requested and (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, 0.1))
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested:

@@ -73,5 +73,6 @@ def points_to_check(sweep: Sweep) -> list[RunSpec]:
     """Runs that together name every data set, model and mask of a sweep's finite domains."""
     specs = [sweep.base]
     for path, domain in sweep.space.domains:
-        specs += [sweep.base.at({path: value}) for value in getattr(domain, "values", ())]
+        around = sweep.space.around(path, sweep.base)
+        specs += [sweep.base.at(around | {path: value}) for value in getattr(domain, "values", ())]
     return specs

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lora_lab.errors import Interrupted
-from lora_lab.spec import EvalMetrics, Recorder, RunResult, RunSpec, Verdict, run_id
+from lora_lab.spec import EvalMetrics, Order, Outcome, Recorder, RunResult, RunSpec, Verdict, run_id
+from lora_lab.study import rules
 from lora_lab.worker.interrupt import Interrupt
 from lora_lab.worker.preflight import check_folder, check_runs
 from lora_lab.worker.work import Worker
@@ -20,6 +21,17 @@ class _Single:
     id: str
     point: Mapping[str, Any]
     spec: RunSpec
+    parent: str | None = None
+    stage: str | None = None
+    stem: bool = False
+    fresh_optimizer: bool = False
+    alone: bool = False
+    halvings: int = 0
+    attempt: int = 1
+
+    @property
+    def key(self) -> str:
+        return self.spec.key
 
 
 class _QueueOfOne:
@@ -27,15 +39,33 @@ class _QueueOfOne:
         self.task: _Single | None = task
         self.result: RunResult | None = None
 
-    def next_run(self) -> _Single | None:
+    def next_run(self, *, company: bool) -> _Single | None:
         task, self.task = self.task, None
         return task
+
+    def waiting(self) -> bool:
+        return False
 
     def settle(self, run: Any, result: RunResult) -> bool:
         self.result = result
         return True
 
     def put_back(self, run: Any) -> None:
+        self.task = run
+
+    def try_again(self, run: Any, outcome: Outcome, *, company: bool) -> bool:
+        how = rules.smaller(run.spec, run.halvings) if outcome is Outcome.OUT_OF_MEMORY else None
+        if how is not None:
+            self.task = replace(run, halvings=how, attempt=run.attempt + 1)
+        return how is not None
+
+    def orders(self) -> Mapping[str, Order]:
+        return {}
+
+    def saved(self, run: Any, step: int) -> None:
+        """Nobody asks for it."""
+
+    def pause(self, run: Any, result: RunResult) -> None:
         self.task = run
 
     def report(self, run: Any, metrics: EvalMetrics) -> Verdict:

@@ -3,22 +3,39 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from lora_lab import models
 from lora_lab.data import Tokenised
-from lora_lab.engine import checkpoint
 from lora_lab.engine.lane import LaneJob
-from lora_lab.engine.pack import LaneEnd, Pack
+from lora_lab.engine.pack import CHECKPOINT_SECONDS, LaneEnd, Pack
+from lora_lab.errors import StorageError, SweepFolderError
 from lora_lab.models import BaseModel
-from lora_lab.spec import SETTLED, EvalMetrics, ModelSpec, Recorder, RunResult, RunSpec, Verdict
+from lora_lab.spec import (
+    SETTLED,
+    BudgetSpec,
+    EvalMetrics,
+    ModelSpec,
+    Order,
+    Outcome,
+    Recorder,
+    RunResult,
+    RunSpec,
+    Verdict,
+    pairs,
+)
+from lora_lab.worker import files, stages
 from lora_lab.worker.bases import BaseScores, base_scores, device_name, tokenised
 from lora_lab.worker.interrupt import Interrupt
 from lora_lab.worker.results import exact_matches, settle
+
+IDLE_SECONDS = 0.5
+"""Between two questions for a run while all that are left are with other workers."""
 
 
 class Task(Protocol):
@@ -32,20 +49,41 @@ class Task(Protocol):
     def point(self) -> Mapping[str, Any]: ...
     @property
     def spec(self) -> RunSpec: ...
+    @property
+    def key(self) -> str: ...
+    @property
+    def parent(self) -> str | None: ...
+    @property
+    def fresh_optimizer(self) -> bool: ...
+    @property
+    def stage(self) -> str | None: ...
+    @property
+    def stem(self) -> bool: ...
+    @property
+    def alone(self) -> bool: ...
+    @property
+    def halvings(self) -> int: ...
+    @property
+    def attempt(self) -> int: ...
 
 
 class Queue(Protocol):
     """Where runs come from and where their results go (:class:`lora_lab.study.Study` is one)."""
 
-    def next_run(self) -> Task | None: ...
+    def next_run(self, *, company: bool) -> Task | None: ...
+    def waiting(self) -> bool: ...
     def settle(self, run: Any, result: RunResult) -> bool: ...
     def put_back(self, run: Any) -> None: ...
+    def pause(self, run: Any, result: RunResult) -> None: ...
+    def try_again(self, run: Any, outcome: Outcome, *, company: bool) -> bool: ...
     def report(self, run: Any, metrics: EvalMetrics) -> Verdict: ...
+    def orders(self) -> Mapping[str, Order]: ...
+    def saved(self, run: Any, step: int) -> None: ...
 
 
 @dataclass
 class Worker:
-    """One process that keeps a pack full until the queue is empty.
+    """One process that keeps a pack full until nothing is left to train, here or with other workers.
 
     ``asked`` is called whenever the queue was asked: it may have settled copies of a result without handing them out.
     ``folder`` is the sweep's and ``run_folder`` gives a run's; ``lanes`` gives the largest pack for a base model.
@@ -58,30 +96,54 @@ class Worker:
     interrupt: Interrupt
     lanes: Callable[[RunSpec], int]
     device: str = "auto"
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
+    keep_checkpoints: bool = False
     say: Callable[[str], None] = lambda text: None
     asked: Callable[[], None] = lambda: None
     _tasks: dict[str, tuple[Task, float]] = field(default_factory=dict)
+    _crowd: int = 0
+    """The most lanes there were in the pack at once."""
     _held: Task | None = None
+    _base: BaseModel | None = None
     _data: dict[str, Tokenised] = field(default_factory=dict)
 
     def work(self) -> bool:
         """Train until nothing is left; ``False`` when it was interrupted and more remains."""
-        while (task := self._take()) is not None:
-            self._held = task
-            lanes = self.lanes(task.spec)  # before the weights take their share of what is free
-            self.say(f"loading {task.spec.model.name} ({task.spec.model.dtype})")
-            base = models.load(task.spec.model, device_name(self.device))
-            pack = Pack(base, self.recorder, self, lanes)
-            if lanes > 1:
-                self.say(f"training up to {lanes} runs at once on {base.device}")
-            try:
-                for ends in pack.train(partial(self._job, task.spec.model, base, pack)):
-                    self._settle(ends, base, pack)
-            finally:
-                pack.close()
-            if self.interrupt.requested:
-                return False
-        return True
+        while not self.interrupt.requested:
+            task = self._take(company=False)
+            if task is not None:
+                self._held = task
+                self._train(task)
+            elif not self.queue.waiting():
+                return True
+            else:
+                self.interrupt.wait(IDLE_SECONDS)
+        return False
+
+    def _train(self, first: Task) -> None:
+        """Train one pack after another task on ``first``'s base, until none is left that can join it."""
+        lanes = 1 if first.alone else self.lanes(first.spec)  # before the weights take their share of what is free
+        base = self._resident(first.spec.model)
+        pack = Pack(base, self.recorder, self, lanes, self.checkpoint_seconds, keep_checkpoints=self.keep_checkpoints)
+        if lanes > 1:
+            self.say(f"training up to {lanes} runs at once on {base.device}")
+        self._crowd = 0
+        try:
+            for ends in pack.train(partial(self._job, first, base, pack)):
+                self._settle(ends, base, pack)
+        except (StorageError, SweepFolderError):
+            raise  # the study's, not a run's
+        except Exception as error:
+            self._pack_failed(error, base)
+        finally:
+            pack.close()
+
+    def _resident(self, model: ModelSpec) -> BaseModel:
+        if self._base is None or self._base.spec != model:
+            self._base = None  # one at a time in memory
+            self.say(f"loading {model.name} ({model.dtype})")
+            self._base = models.load(model, device_name(self.device))
+        return self._base
 
     # -- the engine's controller ----------------------------------------------------------------------
 
@@ -89,37 +151,70 @@ class Worker:
         """Ask the study whether ``run`` should go on."""
         return self.queue.report(self._tasks[run][0], metrics)
 
+    def orders(self) -> Mapping[str, Order]:
+        """What somebody wants done with single runs."""
+        return self.queue.orders()
+
+    def saved(self, run: str, step: int) -> None:
+        """A checkpoint that somebody wanted is there."""
+        self.queue.saved(self._tasks[run][0], step)
+
     def pause_requested(self) -> bool:
-        """True after Ctrl-C or SIGTERM."""
+        """True after Ctrl-C, SIGTERM or SIGUSR1."""
         return self.interrupt.requested
 
     # -- from the queue to the pack and back ----------------------------------------------------------
 
-    def _take(self) -> Task | None:
+    def _take(self, *, company: bool) -> Task | None:
         task, self._held = self._held, None
         if task is None:
-            task = self.queue.next_run()
+            task = self.queue.next_run(company=company)
             self.asked()
         return task
 
-    def _job(self, model: ModelSpec, base: BaseModel, pack: Pack) -> LaneJob | None:
-        task = self._take()
-        if task is None:
-            return None
-        if task.spec.model != model:
-            self._held = task
-            return None
-        self._tasks[task.id] = (task, time.time())
+    def _job(self, first: Task, base: BaseModel, pack: Pack) -> LaneJob | None:
+        """The next lane for a pack that was begun for ``first``."""
+        while True:
+            if first.alone and self._held is not first:
+                return None
+            task = self._take(company=bool(self._tasks))
+            if task is None:
+                return None
+            if task.spec.model != first.spec.model or (task.alone and task is not first):
+                self._held = task
+                return None
+            self._tasks[task.id] = (task, time.time())
+            self._crowd = max(self._crowd, len(self._tasks))
+            try:
+                return self._prepared(task, base, pack)
+            except (StorageError, SweepFolderError):
+                raise
+            except Exception:
+                self._end_without_lane(task, Outcome.FAILED, traceback.format_exc(), base)
+
+    def _prepared(self, task: Task, base: BaseModel, pack: Pack) -> LaneJob:
+        folder = self.run_folder(task.id)
+        files.take_over(folder, task.attempt)
+        if task.parent is not None:
+            files.branch(self.run_folder(task.parent), folder, task.key, fresh_optimizer=task.fresh_optimizer)
+        elif task.stage is not None:
+            stages.begin(self.run_folder(task.stage), folder, task.key)
         tokens = tokenised(base, task.spec, self._data)
         base_scores(pack.mount, task.spec, tokens, self.folder)
-        return LaneJob(task.id, task.spec, tokens, self.run_folder(task.id))
+        stem = stages.stem_of(task.spec, task.spec.budget.total_steps(len(tokens.train))) if task.stem else None
+        return LaneJob(task.id, in_smaller_parts(task.spec, task.halvings), tokens, folder, task.key, stem)
 
     def _settle(self, ends: list[LaneEnd], base: BaseModel, pack: Pack) -> None:
-        matches = exact_matches(pack.mount, ends)
+        orders = self.queue.orders()
+        mine = [end for end in ends if orders.get(end.job.run) is not Order.DROP]
         for end in ends:
-            task, started = self._tasks.pop(end.job.run)
+            if end not in mine:
+                self.queue.put_back(self._tasks.pop(end.job.run)[0])
+        matches = exact_matches(pack.mount, mine)
+        for end in mine:
+            task, started = self._tasks[end.job.run]
             result = settle(
-                end,
+                as_pruned(end) if end.paused else end,
                 base=base,
                 scores=self._scores(end, pack),
                 match=matches.get(end.job.run),
@@ -128,12 +223,80 @@ class Worker:
                 folder=self.folder,
                 started=started,
             )
-            if result.outcome in SETTLED:
-                self.queue.settle(task, result)
-                (end.job.folder / checkpoint.FILE).unlink(missing_ok=True)
-            else:
-                self.queue.put_back(task)
-            self.recorder.ended(result)
+            result = self._said(task, result, end.lane.note if end.lane else None)
+            if end.paused:
+                self._tasks.pop(task.id)
+                self.queue.pause(task, result)
+                self.recorder.ended(replace(result, outcome=Outcome.PREEMPTED))
+                continue
+            files.finish(end.lane, result.outcome, keep=self.keep_checkpoints)
+            self._end(task, result)
+
+    def _end(self, task: Task, result: RunResult) -> None:
+        """Settle a run, or put it back to be gone on with or tried in another way."""
+        company = self._crowd > 1
+        self._tasks.pop(task.id, None)
+        again = result.outcome in (Outcome.OUT_OF_MEMORY, Outcome.FAILED)
+        if result.outcome not in SETTLED:
+            self.queue.put_back(task)
+        elif again and self.queue.try_again(task, result.outcome, company=company):
+            self.say(f"{task.id}: {result.outcome}, is tried again in another way")
+            result = replace(result, outcome=Outcome.PREEMPTED)
+        elif not self.queue.settle(task, result):
+            return
+        self.recorder.ended(result)
+
+    def _end_without_lane(self, task: Task, outcome: Outcome, message: str, base: BaseModel) -> None:
+        started = self._tasks[task.id][1]
+        result = RunResult(
+            run=task.id,
+            trial=task.trial,
+            seed=task.spec.seed,
+            key=task.key,
+            outcome=outcome,
+            point=pairs(task.point),
+            total_parameters=base.total_parameters,
+            message=message,
+            started=started,
+            ended=time.time(),
+        )
+        self._end(task, self._said(task, result, None))
+
+    def _pack_failed(self, error: Exception, base: BaseModel) -> None:
+        """Something went wrong in the middle of a step, and nobody knows whose it was."""
+        outcome = Outcome.OUT_OF_MEMORY if "out of memory" in str(error).lower() else Outcome.FAILED
+        message = traceback.format_exc()
+        for task, _ in list(self._tasks.values()):
+            self._end_without_lane(task, outcome, message, base)
+
+    def _said(self, task: Task, result: RunResult, note: str | None) -> RunResult:
+        """A result with what the study knows of its run: key, attempts, where it branched off."""
+        notes = [result.message, note]
+        if task.halvings:
+            notes.append(f"trained in micro-batches of {in_smaller_parts(task.spec, task.halvings).budget.micro}")
+        return replace(
+            result,
+            key=task.key,
+            attempts=task.attempt,
+            parent=task.parent,
+            parent_step=files.parent_step(self.run_folder(task.id)) if task.parent is not None else None,
+            stage=stages.begun_from(self.run_folder(task.id)) if task.stem else None,
+            message="; ".join(said for said in notes if said) or None,
+        )
 
     def _scores(self, end: LaneEnd, pack: Pack) -> BaseScores | None:
         return base_scores(pack.mount, end.job.spec, end.job.data, self.folder)
+
+
+def as_pruned(end: LaneEnd) -> LaneEnd:
+    """What becomes of a paused lane that never goes on."""
+    step = end.lane.step if end.lane else 0
+    return replace(end, outcome=Outcome.PRUNED, message=f"paused at step {step}, and not among the best there")
+
+
+def in_smaller_parts(spec: RunSpec, halvings: int) -> RunSpec:
+    """``spec`` with its micro-batch halved so often, one example at least; the batch of a step stays as it is."""
+    if halvings == 0:
+        return spec
+    budget: BudgetSpec = replace(spec.budget, micro_batch_size=max(1, spec.budget.micro >> halvings))
+    return replace(spec, budget=budget)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import resource
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_lab.cli.main import VERBS, main
+from lora_lab.cli.main import VERBS, main, verb_of
 from lora_lab.errors import CheckpointError, DataError, Interrupted, LoraLabError, OutOfMemory
 
 HEAVY = {"torch", "transformers", "peft", "optuna", "mlflow", "pandas", "numpy", "hydra", "omegaconf", "rich", "yaml"}
@@ -67,7 +66,7 @@ def test_help_shows_every_verb_and_loads_nothing_heavy() -> None:
 
 @pytest.mark.parametrize("name", VERBS)
 def test_every_verb_has_help_with_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    module = importlib.import_module(f"lora_lab.cli.{name}")
+    module = verb_of(name)
     assert main([name, "--help"]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith(f"usage: lora-lab {name}")

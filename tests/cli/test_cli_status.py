@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,9 @@ import pytest
 
 from lora_lab.cli import status
 from lora_lab.cli.main import main
+from lora_lab.cli.status import called
 from lora_lab.spec import EvalMetrics, Outcome, StepMetrics, Sweep
+from lora_lab.study.lease import this_process
 from lora_lab.tracking import Spool
 
 Fabricate = Callable[..., Sweep]
@@ -46,22 +46,15 @@ def step(number: int, loss: float = 1.5) -> dict[str, Any]:
 
 
 @pytest.fixture
-def busy(tmp_path: Path) -> Iterator[None]:
-    """Another process holds the lock of runs/demo, as a worker does."""
-    code = (
-        "import fcntl, os, sys; f = os.open('runs/demo/.lock', os.O_RDWR | os.O_CREAT);"
-        "fcntl.lockf(f, fcntl.LOCK_EX); os.write(f, b'process 42 on here'); print('held', flush=True); sys.stdin.read()"
-    )
+def busy(tmp_path: Path) -> None:
+    """A worker, alive as long as this process, works on runs/demo."""
     (tmp_path / "runs/demo").mkdir(parents=True)
-    holder = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path
-    )
-    assert holder.stdout is not None and holder.stdin is not None
-    assert holder.stdout.readline() == "held\n"
-    yield
-    holder.stdin.close()
-    holder.wait()
-    holder.stdout.close()
+    join(tmp_path / "runs/demo", this_process())
+
+
+def join(folder: Path, process: dict[str, Any]) -> None:
+    event = {"op": "join", "worker": "w", "lease": 30.0, "process": process}
+    (folder / "study.log").write_text(json.dumps(event) + "\n")
 
 
 def test_a_finished_sweep(fabricate: Fabricate, capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,7 +84,7 @@ def test_a_running_sweep_shows_its_lanes_and_the_time_left(
     spool(runs / "t0001-s0", STARTED, step(20), evaluation, step(30, 1.25), torn='{"n": 9, "kind": "st')
     spool(runs / "t0001-s1", STARTED, step(10), {"kind": "ended", "outcome": "PREEMPTED"})
     found = tree(capsys)
-    assert found["state"] == "running" and found["worker"] == "process 42 on here"
+    assert found["state"] == "running" and found["worker"] == called(this_process())
     assert found["outcomes"] == {"COMPLETED": 1, "DIVERGED": 1}
     first, second = found["active"]
     assert (first["run"], first["state"], first["step"], first["total_steps"]) == ("t0001-s0", "running", 30, 60)
@@ -102,34 +95,16 @@ def test_a_running_sweep_shows_its_lanes_and_the_time_left(
     assert found["eta_seconds"] == pytest.approx(17.5)
     assert main(["status"]) == 0
     text = capsys.readouterr().out
-    assert "Sweep demo in runs/demo: running by process 42 on here\n" in text
+    assert f"Sweep demo in runs/demo: running by {called(this_process())}\n" in text
     assert "2 of 6 runs settled (1 completed, 1 diverged); 1 of 3 trials have results\n" in text
     assert "  t0001-s0  r=8  running  step 30/60  loss 1.250, eval loss 1.750, " in text
     assert "About 18 s left\n" in text and "Go on with" not in text
 
 
-def test_the_lock_is_the_one_a_study_holds(fabricate: Fabricate, tmp_path: Path) -> None:
-    fabricate(SPACE, points=[])
-    code = (
-        "import sys; from pathlib import Path; from lora_lab.study.folder import SweepFolder;"
-        "claim = SweepFolder(Path('runs/demo')); print('held', flush=True); sys.stdin.read()"
-    )
-    holder = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path
-    )
-    assert holder.stdout is not None and holder.stdin is not None
-    assert holder.stdout.readline() == "held\n"
-    assert (status.working(Path("runs/demo")) or "").startswith(f"process {holder.pid} on ")
-    holder.stdin.close()
-    holder.wait()
-    holder.stdout.close()
-    assert status.working(Path("runs/demo")) is None
-
-
 def test_a_sweep_that_was_killed_is_paused(fabricate: Fabricate, capsys: pytest.CaptureFixture[str]) -> None:
     fabricate(SPACE, points=[])
     spool(Path("runs/demo/runs/t0000-s0"), STARTED, step(7))
-    Path("runs/demo/.lock").touch()
+    join(Path("runs/demo"), this_process() | {"born": "long ago"})
     found = tree(capsys)
     assert found["state"] == "paused" and found["best"] is None and found["worker"] is None
     assert [(run["run"], run["state"], run["step"]) for run in found["active"]] == [("t0000-s0", "paused", 7)]

@@ -78,8 +78,13 @@ def test_the_options_are_those_promised() -> None:
         ],
         "optimizer": sorted(OPTIMIZERS),
         "schedule": sorted(SCHEDULES),
-        "sampler": ["grid", "qmc", "random", "tpe"],
-        "pruner": ["median", "none"],
+        "sampler": [
+            *("cmaes", "factorial", "fractional", "gp", "grid", "nsga2", "nsga3", "one_at_a_time"),
+            *("plackett_burman", "qmc", "random", "target", "tpe"),
+        ],
+        "pruner": [
+            *("asha", "hyperband", "median", "none", "patience", "percentile", "target", "threshold", "wilcoxon"),
+        ],
         "tracking": ["mlflow", "none"],
         "launcher": ["local"],
     }

@@ -126,7 +126,8 @@ def test_every_option_of_a_run_composes(group: str, option: str) -> None:
     ("group", "option"), [(g, o) for g in ("sampler", "pruner", "tracking", "launcher") for o in options(g)]
 )
 def test_every_option_of_a_sweep_composes(group: str, option: str) -> None:
-    composed = compose_sweep("rank_alpha", [f"{group}={option}", "sweep.trials=3"])
+    masks = "sweep.space={method.roles: {masks: all}}"
+    composed = compose_sweep("rank_alpha", [f"{group}={option}", "sweep.trials=3", masks])
     said = {
         "sampler": composed.sweep.sampler,
         "pruner": composed.sweep.pruner,
@@ -534,3 +535,50 @@ def test_a_program_that_uses_hydra_itself_is_left_alone() -> None:
 def test_names_that_lead_out_of_conf_are_not_options() -> None:
     assert "no option '../config'" in refused("rank_alpha", ["model=../config"])
     assert conf_folder().name == "conf"
+
+
+def test_no_file_allows_itself_to_run_code() -> None:
+    assert "sweep.allow_code=true on the command line" in refused(write(f"{OWN}  allow_code: true\n"))
+    allowed = compose_sweep("rank_alpha", [TINY, "sweep.allow_code=true"])
+    assert allowed.execution.allow_code and "allow_code: false" in allowed.yaml, "whoever runs it again says so again"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("sweep.repeats={min: 1, most: 5}", "min: 1, max: 5"),
+        ("sweep.repeats=often", "a whole number, or"),
+        ("sweep.objectives=eval_loss", "a list such as"),
+        ("sweep.objectives=[eval_loss downwards, seconds]", "downwards"),
+        ("sweep.constraints=['method.r <=']", "is not an expression"),
+        ("sweep.enqueue=[{method.rr: 3}]", "did you mean 'method.r'"),
+        ("sweep.stop.trial=3", "did you mean 'sweep.stop.trials'"),
+        ("sweep.stop.seconds=-1", "positive"),
+        ("evaluation.every_steps=null", "evaluation.every_steps=N"),
+    ],
+)
+def test_settings_of_a_search_that_cannot_be_are_refused(override: str, said: str) -> None:
+    assert said in refused("rank_alpha", [TINY, "pruner=median", override])
+
+
+def test_a_search_is_composed_as_it_is_said() -> None:
+    sweep = compose_sweep(
+        "rank_alpha",
+        [
+            TINY,
+            "sweep.repeats={min: 2, max: 4}",
+            "sweep.enqueue=[{method: {r: 8}}, {method.r: 2}]",
+            "sweep.space.optimizer.lr.float=[1e-4,1e-2]",
+            "sweep.space.optimizer.lr.when='method.r > 4'",
+            "sweep.space.optimizer.lr.float.log=true",
+            "sampler=random",
+            "sweep.trials=5",
+            "sweep.stop.no_improvement=3",
+        ],
+    ).sweep
+    assert (sweep.repeats, sweep.max_repeats, sweep.stop.no_improvement) == (2, 4, 3)
+    assert [dict(point) for point in sweep.enqueue] == [{"method.r": 8}, {"method.r": 2}]
+    assert sweep.space.to_tree()["optimizer.lr"] == {
+        "float": {"low": 1e-4, "high": 1e-2, "log": True},
+        "when": "method.r > 4",
+    }

@@ -10,6 +10,7 @@ from lora_lab.models import BaseModel
 from lora_lab.spec import (
     EvalMetrics,
     ModelSpec,
+    Order,
     RunResult,
     RunSpec,
     StepMetrics,
@@ -81,6 +82,11 @@ class Listener:
 
     def decide(self, run: str, metrics: EvalMetrics) -> Verdict:
         return Verdict.STOP if run in self.stop else Verdict.CONTINUE
+
+    def orders(self) -> dict[str, Order]:
+        return {}
+
+    def saved(self, run: str, step: int) -> None: ...
 
     def pause_requested(self) -> bool:
         self.seen += 1

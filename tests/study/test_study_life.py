@@ -43,7 +43,7 @@ def evaluation(step, loss):
 
 
 def optuna_trial(study, number):
-    return study._study.trials[number]
+    return study._session.shadow.study.trials[number]
 
 
 def test_grid_is_handed_out_in_its_written_order_all_seeds_of_a_trial_together(make_sweep, execution):
@@ -333,7 +333,7 @@ class TestSamplers:
         trials = None if sampler == "grid" else 25
         with Study.open(make_sweep({"method.roles": {"masks": masks}}, sampler=sampler, trials=trials), execution) as s:
             results = trained(s, result_of)
-            params = [trial.params for trial in s._study.trials]
+            params = [trial.params for trial in s._session.shadow.study.trials]
         assert {dict(result.point)["method.roles"] for result in results} == {tuple(mask) for mask in masks}
         for result, values in zip(results, params, strict=True):
             assert set(values) == {

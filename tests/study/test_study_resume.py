@@ -6,13 +6,10 @@ import dataclasses
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import optuna
 import pytest
-from optuna.trial import TrialState
 
 from lora_lab.errors import CheckpointError, StorageError, SweepFolderError
 from lora_lab.spec import Execution, Outcome, Space, Sweep
@@ -55,18 +52,22 @@ def kill(owner, name, monkeypatch, *, at=1, after=False):
 
 
 def state_of(study):
-    trials = [(t.number, t.state, t.value, t.params, t.user_attrs) for t in study._study.trials]
+    trials = [(t.number, t.state, t.value, t.params, t.user_attrs) for t in study._session.shadow.study.trials]
     return study.results(), trials, study.best(), study.counts()
 
 
+def killed_while_appending(study, patch, *, at, after):
+    """Die at the ``at``-th append to the study's log: before a byte of it is written, or after all are durable."""
+    kill(study._session.log._lines, "append", patch, at=at, after=after)
+
+
 PLACES = {
-    "before the result is written": lambda s, m: kill(s._folder, "store_result", m, at=4),
-    "between result.json and the user attribute": lambda s, m: kill(s._folder, "store_result", m, at=4, after=True),
-    "between the user attribute and tell": lambda s, m: kill(s._storage, "set_trial_user_attr", m, at=4, after=True),
-    "before tell is stored": lambda s, m: kill(s._storage, "set_trial_state_values", m, at=2),
-    "after tell is stored": lambda s, m: kill(s._storage, "set_trial_state_values", m, at=2, after=True),
-    "after a trial is created": lambda s, m: kill(s._storage, "create_new_trial", m, at=3, after=True),
-    "between two parameters of a trial": lambda s, m: kill(s._storage, "set_trial_param", m, at=5, after=True),
+    "before a run is handed out": lambda s, m: killed_while_appending(s, m, at=5, after=False),
+    "after a run is handed out": lambda s, m: killed_while_appending(s, m, at=5, after=True),
+    "before a run is settled": lambda s, m: killed_while_appending(s, m, at=6, after=False),
+    "after a run is settled": lambda s, m: killed_while_appending(s, m, at=6, after=True),
+    "before result.json is written": lambda s, m: kill(s._folder, "store_result", m, at=4),
+    "after result.json is written": lambda s, m: kill(s._folder, "store_result", m, at=4, after=True),
 }
 
 
@@ -105,6 +106,7 @@ def test_a_finished_sweep_has_nothing_left(make_sweep, execution, result_of):
     assert train_until(sweep, execution, result_of)
     before = (Path(execution.folder) / "study.journal").read_bytes()
     with Study.open(sweep, execution) as study:
+        assert not study.waiting()
         assert study.next_run() is None
         assert study.counts().runs == study.counts().planned_runs == 9
     assert (Path(execution.folder) / "study.journal").read_bytes() == before
@@ -220,28 +222,6 @@ class TestFolder:
         with pytest.raises(SweepFolderError, match=r"only 1\.0 MiB are free"):
             Study.open(make_sweep(), execution)
 
-    def test_is_worked_in_by_one_process_at_a_time(self, make_sweep, execution):
-        Study.open(make_sweep(), execution).close()
-        holder = subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                "import sys\nfrom pathlib import Path\nfrom lora_lab.study.folder import SweepFolder\n"
-                "folder = SweepFolder(Path(sys.argv[1]))\nprint('held', flush=True)\nsys.stdin.read()",
-                execution.folder,
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        try:
-            assert holder.stdout.readline() == b"held\n"
-            with pytest.raises(SweepFolderError, match=f"process {holder.pid} on .* is working on this sweep"):
-                Study.open(make_sweep(), execution)
-        finally:
-            holder.kill()  # and a killed holder holds nothing
-            holder.communicate()
-        Study.open(make_sweep(), execution).close()
-
 
 class TestDamage:
     def finished(self, make_sweep, execution, result_of):
@@ -251,28 +231,27 @@ class TestDamage:
             return sweep, study.results(), Path(execution.folder)
 
     @pytest.mark.parametrize("bytes_torn", [1, 30])
-    def test_a_torn_last_line_of_the_journal_is_cut_back(self, make_sweep, execution, result_of, caplog, bytes_torn):
+    def test_a_torn_last_line_of_the_log_is_cut_back(self, make_sweep, execution, result_of, caplog, bytes_torn):
         sweep, results, folder = self.finished(make_sweep, execution, result_of)
-        journal = folder / "study.journal"
-        journal.write_bytes(journal.read_bytes()[:-bytes_torn])  # the last tell
+        path = folder / "study.log"
+        path.write_bytes(path.read_bytes()[:-bytes_torn])  # the worker's leave
         with Study.open(sweep, execution) as study:
             assert "torn" in caplog.text
             assert study.results() == results
-            assert [t.state for t in study._study.trials] == [TrialState.COMPLETE] * 3
             assert study.next_run() is None
-        assert all(json.loads(line) for line in journal.read_text().splitlines())
+        assert all(json.loads(line) for line in path.read_text().splitlines())
 
     def test_a_line_that_another_writer_left_torn_is_cut_before_the_next(self, make_sweep, execution, result_of):
         sweep = make_sweep()
-        journal = Path(execution.folder) / "study.journal"
+        path = Path(execution.folder) / "study.log"
         with Study.open(sweep, execution) as study:
             run = study.next_run()
-            with journal.open("ab") as file:
-                file.write(b'{"op_code":8,"trial_id":0,"user_a')
-            study.settle(run, result_of(run))
-        assert all(json.loads(line) for line in journal.read_text().splitlines())
+            with path.open("ab") as file:
+                file.write(b'{"op":"settle","run":"t0000-s0","resu')
+            assert study.settle(run, result_of(run))
+        assert all(json.loads(line) for line in path.read_text().splitlines())
         with Study.open(sweep, execution) as study:
-            assert study._study.trials[0].state is TrialState.COMPLETE
+            assert [result.run for result in study.results()] == [run.id]
 
     def test_stock_optuna_reads_the_journal(self, make_sweep, execution, result_of):
         _, results, folder = self.finished(make_sweep, execution, result_of)
@@ -281,29 +260,42 @@ class TestDamage:
         assert [trial.value for trial in study.trials] == [result.eval_loss for result in results]
 
     def test_a_spoilt_line_in_the_middle_is_named(self, make_sweep, execution, result_of):
-        sweep, _, folder = self.finished(make_sweep, execution, result_of)
-        journal = folder / "study.journal"
-        lines = journal.read_text().splitlines(keepends=True)
-        lines[4] = "garbage\n"
-        journal.write_text("".join(lines))
-        with pytest.raises(StorageError, match=r"study\.journal line 5: not JSON"):
-            Study.open(sweep, execution)
-
-    @pytest.mark.parametrize("lost", ["study.journal", "sweep.json"])
-    def test_a_lost_file_is_made_again_from_the_others(self, make_sweep, execution, result_of, lost):
         sweep, results, folder = self.finished(make_sweep, execution, result_of)
-        (folder / lost).unlink()
+        path = folder / "study.log"
+        lines = path.read_text().splitlines(keepends=True)
+        lines[4] = "garbage\n"
+        path.write_text("".join(lines))
+        with pytest.raises(StorageError, match=r"study\.log line 5: not JSON.*Move the file away"):
+            Study.open(sweep, execution)
+        path.unlink()
+        with Study.open(sweep, execution) as study:
+            assert study.results() == results
+
+    def test_a_spoilt_journal_is_made_again(self, make_sweep, execution, result_of, caplog):
+        sweep, _, folder = self.finished(make_sweep, execution, result_of)
+        (folder / "study.journal").write_text("garbage\n")
+        Study.open(sweep, execution).close()
+        assert "made again" in caplog.text
+        self.test_stock_optuna_reads_the_journal(make_sweep, execution, result_of)
+
+    @pytest.mark.parametrize("lost", ["study.log", "study.journal", "study.log study.journal", "sweep.json"])
+    def test_lost_files_are_made_again_from_the_others(self, make_sweep, execution, result_of, lost):
+        sweep, results, folder = self.finished(make_sweep, execution, result_of)
+        for name in lost.split():
+            (folder / name).unlink()
         with Study.open(sweep, execution) as study:
             assert study.next_run() is None
             assert study.results() == results
-            assert [t.value for t in study._study.trials] == [result.eval_loss for result in results]
-        assert (folder / lost).exists()
+            values = [trial.value for trial in study._session.shadow.study.trials]
+            assert values == [result.eval_loss for result in results]
+        assert all((folder / name).exists() for name in lost.split())
 
-    def test_a_lost_journal_with_a_trial_that_had_no_result(self, make_sweep, execution, result_of):
+    def test_a_lost_log_with_a_trial_that_had_no_result(self, make_sweep, execution, result_of):
         sweep = make_sweep(repeats=2)
         with Study.open(sweep, execution) as study:
             runs = [study.next_run() for _ in range(7)]
             study.settle(runs[6], result_of(runs[6]))
+        (Path(execution.folder) / "study.log").unlink()
         (Path(execution.folder) / "study.journal").unlink()
         with Study.open(sweep, execution) as study:
             assert [study.next_run().id for _ in range(7)] == [*(run.id for run in runs[:6]), "t0003-s1"]
@@ -327,7 +319,7 @@ class TestDamage:
 
     def test_a_torn_result_without_a_copy_is_named_and_may_be_moved_away(self, make_sweep, execution, result_of):
         sweep, _, folder = self.finished(make_sweep, execution, result_of)
-        (folder / "study.journal").unlink()
+        (folder / "study.log").unlink()
         path = folder / "runs" / "t0001-s0" / "result.json"
         path.write_text(path.read_text()[:50])
         with pytest.raises(CheckpointError, match=r"t0001-s0/result\.json: torn"):
@@ -338,7 +330,7 @@ class TestDamage:
 
     def test_a_result_of_another_experiment_is_not_taken(self, make_sweep, execution, result_of):
         sweep, results, folder = self.finished(make_sweep, execution, result_of)
-        (folder / "study.journal").unlink()
+        (folder / "study.log").unlink()
         path = folder / "runs" / "t0001-s0" / "result.json"
         path.write_text(json.dumps(results[1].to_tree() | {"key": "0" * 64}))
         with pytest.raises(CheckpointError, match="another experiment"):
@@ -355,12 +347,12 @@ class TestDamage:
             assert study.results() == []
             assert study.settle(run, result_of(run))
 
-    def test_no_space_in_the_journal_leaves_it_as_it_was(self, make_sweep, execution, result_of, monkeypatch):
+    def test_no_space_in_the_log_leaves_it_as_it_was(self, make_sweep, execution, result_of, monkeypatch):
         sweep = make_sweep()
         study = Study.open(sweep, execution)
         run = study.next_run()
-        journal = Path(execution.folder) / "study.journal"
-        before = journal.read_bytes()
+        path = Path(execution.folder) / "study.log"
+        before = path.read_bytes()
         real = os.write
 
         def half(file, data):
@@ -368,11 +360,10 @@ class TestDamage:
             raise OSError(28, "No space left on device")
 
         with monkeypatch.context() as patch:
-            patch.setattr(study._folder, "store_result", lambda result: None)
             patch.setattr(os, "write", half)
             with pytest.raises(SweepFolderError, match="disk is full"):
                 study.settle(run, result_of(run))
-        assert journal.read_bytes() == before
+        assert path.read_bytes() == before
         study.close()
 
 
@@ -418,5 +409,4 @@ class TestStorage:
                 study.settle(run, result_of(run))
         database.unlink()
         with Study.open(sweep, execution) as study:
-            assert [result.run for result in study.results()] == ["t0000-s0"]
-            assert study.next_run().id == "t0001-s0"
+            assert study.next_run() == run

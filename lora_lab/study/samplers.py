@@ -1,4 +1,4 @@
-"""Samplers and pruners by name: one table each.
+"""Samplers by name: one line each in :data:`SAMPLERS`, and how they are wrapped.
 
 A sampler is made anew for every trial, seeded by the sweep's seed and the trial's number. So the points
 do not depend on how often the sweep was stopped and started again, nor on which process asks.
@@ -7,23 +7,31 @@ do not depend on how often the sweep was stopped and started again, nor on which
 from __future__ import annotations
 
 import hashlib
-import warnings
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.exceptions import ExperimentalWarning
-from optuna.pruners import BasePruner, MedianPruner, NopPruner
-from optuna.samplers import BaseSampler, QMCSampler, RandomSampler, TPESampler
+from optuna.samplers import (
+    BaseSampler,
+    CmaEsSampler,
+    GPSampler,
+    NSGAIIISampler,
+    NSGAIISampler,
+    QMCSampler,
+    RandomSampler,
+    TPESampler,
+)
 from optuna.trial import FrozenTrial, TrialState
 
 from lora_lab.errors import SpecError, nearest
-from lora_lab.spec import ROLES, Mask, Strategy, Sweep, thaw
+from lora_lab.spec import DESIGNS, ROLES, FloatRange, IntRange, Mask, Point, Sweep, thaw
+from lora_lab.study.made import made, options_of
 from lora_lab.study.parameters import encode, masks_of, role_parameter
-
-Made = TypeVar("Made")
+from lora_lab.study.targets import TARGET, sampler_target
+from lora_lab.study.view import View
 
 
 @dataclass(frozen=True)
@@ -31,89 +39,93 @@ class SamplerEntry:
     """How a sampler is made from a seed and options, and which options it takes.
 
     ``one_sequence`` marks samplers whose points are numbers of one sequence (Sobol): all trials share its seed.
+    ``package`` is an optional package that it needs, ``ranges`` how many int or float domains, and ``several``
+    whether it can optimise several objectives.
     """
 
     make: Callable[..., BaseSampler]
     options: tuple[str, ...] = ()
     one_sequence: bool = False
+    package: str | None = None
+    ranges: int = 0
+    several: bool = True
 
 
 def _qmc(seed: int, **options: Any) -> BaseSampler:
-    return QMCSampler(seed=seed, warn_independent_sampling=False, **options)
+    return QMCSampler(seed=seed, warn_independent_sampling=False, warn_asynchronous_seeding=False, **options)
 
+
+def _gp(seed: int, **options: Any) -> BaseSampler:
+    return GPSampler(seed=seed, warn_independent_sampling=False, **options)
+
+
+def _cmaes(seed: int, **options: Any) -> BaseSampler:
+    return CmaEsSampler(seed=seed, warn_independent_sampling=False, **options)
+
+
+_GENETIC = ("population_size", "mutation_prob", "crossover_prob", "swapping_prob")
 
 SAMPLERS: Mapping[str, SamplerEntry] = {
     "random": SamplerEntry(RandomSampler),
     "tpe": SamplerEntry(TPESampler, ("n_startup_trials", "n_ei_candidates", "multivariate", "group", "constant_liar")),
     "qmc": SamplerEntry(_qmc, ("qmc_type", "scramble"), one_sequence=True),
+    "gp": SamplerEntry(_gp, ("n_startup_trials", "deterministic_objective"), package="torch"),
+    "cmaes": SamplerEntry(
+        _cmaes,
+        ("n_startup_trials", "sigma0", "popsize", "use_separable_cma", "with_margin", "lr_adapt"),
+        package="cmaes",
+        ranges=2,
+        several=False,
+    ),
+    "nsga2": SamplerEntry(NSGAIISampler, _GENETIC),
+    "nsga3": SamplerEntry(NSGAIIISampler, (*_GENETIC, "dividing_parameter")),
 }
-"""Samplers that draw points. ``grid`` beside them walks through :meth:`~lora_lab.spec.Space.grid`."""
-
-PRUNERS: Mapping[str, tuple[Callable[..., BasePruner], tuple[str, ...]]] = {
-    "none": (NopPruner, ()),
-    "median": (MedianPruner, ("n_startup_trials", "n_warmup_steps", "interval_steps", "n_min_trials")),
-}
+"""Samplers that draw points. ``grid`` and the designs beside them walk through :attr:`~lora_lab.spec.Sweep.points`."""
 
 
-def sampler_of(sweep: Sweep) -> BaseSampler:
-    """The sampler of a sweep.
+def sampler_of(sweep: Sweep, *, allow_code: bool = False, head: Sequence[Point] = ()) -> BaseSampler:
+    """The sampler of a sweep. Trial ``n`` is point ``n`` of ``head`` (perhaps partial) while there is one.
 
     Raises:
-        SpecError: an unknown sampler or option, or an option's value that the sampler refuses.
+        SpecError: an unknown sampler or option, an option's value that the sampler refuses, a package that is not
+            installed, a space or several objectives that it cannot sample.
     """
-    known = ("grid", *SAMPLERS)
+    known = ("grid", *DESIGNS, *SAMPLERS, TARGET)
     name = sweep.sampler.name
     if name not in known:
         raise SpecError(f"sweep.sampler: unknown sampler {name!r}{nearest(name, known)} Known: {', '.join(known)}.")
-    if name == "grid":
-        _options("sampler", sweep.sampler, ())
-        return GridInOrder([encode(sweep.space, point) for point in sweep.space.grid() or ()])
-    entry = SAMPLERS[name]
-    options = _options("sampler", sweep.sampler, entry.options)
-
-    def make(seed: int) -> BaseSampler:
-        return _made("sampler", name, options, lambda: entry.make(seed=seed, **options))
-
+    fixed = [encode(sweep.space, point) for point in head]
+    if sweep.points is not None:
+        if name == "grid":
+            options_of("sampler", sweep.sampler, ())
+        return ListedPoints(fixed + [encode(sweep.space, point) for point in sweep.points])
+    fixed += [encode(sweep.space, dict(point)) for point in sweep.enqueue]
+    make, one_sequence = _maker(sweep, allow_code)
     make(0)
-    return SeededByTrial(make, sweep.seed, masks_of(sweep.space), one_sequence=entry.one_sequence)
+    return SeededByTrial(make, sweep.seed, masks_of(sweep.space), one_sequence=one_sequence, head=fixed)
 
 
-def pruner_of(sweep: Sweep) -> BasePruner:
-    """The pruner of a sweep.
-
-    Raises:
-        SpecError: an unknown pruner or option, a value that it refuses, or an objective it cannot judge.
-    """
-    name = sweep.pruner.name
-    if name not in PRUNERS:
-        raise SpecError(f"sweep.pruner: unknown pruner {name!r}{nearest(name, PRUNERS)} Known: {', '.join(PRUNERS)}.")
-    if name != "none" and sweep.objective.metric not in ("eval_loss", "best_eval_loss"):
+def _maker(sweep: Sweep, allow_code: bool) -> tuple[Callable[[int], BaseSampler], bool]:
+    name = sweep.sampler.name
+    if name == TARGET:
+        options = thaw(sweep.sampler.options)
+        return lambda seed: sampler_target(options, allow_code, seed), False
+    entry = SAMPLERS[name]
+    if entry.package is not None and importlib.util.find_spec(entry.package) is None:
         raise SpecError(
-            f"sweep.pruner={name} judges by eval_loss while it trains, but sweep.objective.metric is "
-            f"{sweep.objective.metric}; set sweep.pruner=none, or sweep.objective.metric=eval_loss."
+            f"sweep.sampler={name} needs the package {entry.package}, which is not installed: "
+            f"pip install {entry.package}; or choose sampler=tpe."
         )
-    make, allowed = PRUNERS[name]
-    options = _options("pruner", sweep.pruner, allowed)
-    return _made("pruner", name, options, lambda: make(**options))
-
-
-def _options(kind: str, strategy: Strategy, allowed: tuple[str, ...]) -> dict[str, Any]:
-    options: dict[str, Any] = thaw(strategy.options)
-    for option in options:
-        if option not in allowed:
-            takes = f"It takes: {', '.join(allowed)}." if allowed else "It takes none."
-            raise SpecError(f"sweep.{kind}: {strategy.name} has no option {option!r}{nearest(option, allowed)} {takes}")
-    return options
-
-
-def _made(kind: str, name: str, options: Mapping[str, Any], make: Callable[[], Made]) -> Made:
-    with warnings.catch_warnings():
-        # "experimental" in Optuna's words: its interface may change; the tests here would tell.
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        try:
-            return make()
-        except (TypeError, ValueError) as error:
-            raise SpecError(f"sweep.{kind}: {name} refuses its options {dict(options)!r}: {error}") from error
+    ranges = [path for path, domain in sweep.space.domains if isinstance(domain, (IntRange, FloatRange))]
+    if len(ranges) < entry.ranges:
+        raise SpecError(
+            f"sweep.sampler={name} moves in ranges of numbers, and needs {entry.ranges} int or float domains; the "
+            f"space has {len(ranges)}. Choose sampler=tpe for choices and masks."
+        )
+    if len(sweep.targets) > 1 and not entry.several:
+        raise SpecError(f"sweep.sampler={name} optimises one objective; for several choose nsga2, nsga3, tpe or gp.")
+    options = options_of("sampler", sweep.sampler, entry.options)
+    return lambda seed: made("sampler", name, options, lambda: entry.make(seed=seed, **options)), entry.one_sequence
 
 
 def seed_of(*parts: object) -> int:
@@ -122,8 +134,8 @@ def seed_of(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
 
 
-class GridInOrder(BaseSampler):
-    """The grid in the order it was written: trial ``n`` is point ``n``.
+class ListedPoints(BaseSampler):
+    """A grid or a design in the order it was written: trial ``n`` is point ``n``.
 
     Optuna's own ``GridSampler`` shuffles, raises when it is exhausted, and cannot hold a list of masks.
     """
@@ -154,6 +166,8 @@ class SeededByTrial(BaseSampler):
     Optuna's samplers know nothing of a list of masks: their six booleans are free. Here the booleans are
     drawn in the order of the roles, and one that no allowed mask continues is switched; a joint draw is moved
     to the nearest allowed mask. With all 64 masks nothing is ever switched.
+
+    The first trials are the points of ``head``; what such a point leaves open is drawn.
     """
 
     def __init__(
@@ -163,11 +177,13 @@ class SeededByTrial(BaseSampler):
         masks: tuple[Mask, ...] | None = None,
         *,
         one_sequence: bool = False,
+        head: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self._make = make
         self._seed = seed
         self._rows = None if masks is None else [tuple(role in mask for role in ROLES) for mask in masks]
         self._one_sequence = one_sequence
+        self._head = head
         self._current: tuple[int, BaseSampler] | None = None
 
     def _of(self, trial: FrozenTrial) -> BaseSampler:
@@ -177,14 +193,18 @@ class SeededByTrial(BaseSampler):
         return self._current[1]
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """What the trial's sampler draws jointly."""
-        return self._of(trial).infer_relative_search_space(study, trial)
+        """What the trial's sampler draws jointly; nothing where the point is given."""
+        if trial.number < len(self._head):
+            return {}
+        return self._of(trial).infer_relative_search_space(View(study), trial)
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """A joint draw, moved to the nearest allowed mask."""
-        values = self._of(trial).sample_relative(study, trial, search_space)
+        if trial.number < len(self._head):
+            return {}
+        values = self._of(trial).sample_relative(View(study), trial, search_space)
         names = [role_parameter(role) for role in ROLES]
         if self._rows is None or not all(name in values for name in names):
             return values
@@ -196,8 +216,10 @@ class SeededByTrial(BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         """One draw, from a generator of its own: a trial asked for in two goes has the same values as in one."""
+        if trial.number < len(self._head) and param_name in self._head[trial.number]:
+            return self._head[trial.number][param_name]
         inner = self._make(seed_of(self._seed, trial.number, param_name))
-        value = inner.sample_independent(study, trial, param_name, param_distribution)
+        value = inner.sample_independent(View(study), trial, param_name, param_distribution)
         names = [role_parameter(role) for role in ROLES]
         if self._rows is None or param_name not in names:
             return value

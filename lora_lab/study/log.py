@@ -1,0 +1,55 @@
+"""The study's log: what happened to its trials and runs, in one order that all workers agree on.
+
+A port with two implementations, :class:`~lora_lab.study.file_log.FileLog` (a file in the sweep's folder) and
+:class:`~lora_lab.study.sql_log.SqlLog` (tables in SQLite or PostgreSQL). One suite runs over both
+(``tests/study/test_study_log.py``). Whoever has read the same events knows the same (:mod:`lora_lab.study.state`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+Event = dict[str, Any]
+"""A JSON object; its number is its place in the log, from 0."""
+
+Append = Callable[[Sequence[Event]], None]
+
+
+class Log(Protocol):
+    """Events that are only ever appended, and a counter for each worker.
+
+    Every method raises :class:`Unreachable` where trying again may help, other ``LoraLabError`` where it will not.
+    """
+
+    def read(self, start: int) -> list[Event]:
+        """The durable events from number ``start`` on, in order. Waits for nobody."""
+
+    def exclusive(self) -> contextlib.AbstractContextManager[Append]:
+        """Keep all other writers out, on all machines. What the given function is passed (call it once, at the end)
+        becomes durable as a whole, at the latest on leaving; where an exception leaves instead, perhaps not at all.
+        """
+
+    def beat(self, worker: str) -> None:
+        """Raise the worker's counter by one. Touches nothing that :meth:`exclusive` guards."""
+
+    def beats(self) -> dict[str, int]:
+        """The counter of each worker that has one."""
+
+    def forget(self, worker: str) -> None:
+        """Remove a worker's counter."""
+
+    def mirroring(self) -> contextlib.AbstractContextManager[bool]:
+        """True for one holder at a time: who may copy events to Optuna's storage. Waits for nobody."""
+
+    def close(self) -> None:
+        """Give connections back."""
+
+
+class Unreachable(Exception):
+    """The log at ``url`` cannot be reached now; what was being appended may be durable or not."""
+
+    def __init__(self, url: str, cause: Exception) -> None:
+        super().__init__(url)
+        self.url, self.cause = url, cause

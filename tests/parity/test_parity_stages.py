@@ -1,0 +1,57 @@
+"""A run that begins from another's stem ends as one trained from its beginning: to the last bit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from lora_lab.config import compose_sweep
+from lora_lab.launch import local
+from lora_lab.study import Study
+from lora_lab.worker.tee import Tee
+
+# So high a rate that the loss at the end of the shorter run is better than at the end of the longer one.
+SMALL = (
+    *("model=tiny", "data.train_size=40", "data.eval_size=12", "data.max_length=64", "budget.batch_size=4"),
+    *("optimizer.lr=1.0", "schedule=constant", "schedule.warmup_steps=2", "method.dropout=0.1", "tracking=none"),
+    *("evaluation.exact_match=false", "sweep.repeats=1", "pack.max_lanes=2"),
+)
+
+
+def train(folder: Path, *overrides: str) -> dict[int, dict[str, Any]]:
+    """The results by number of steps."""
+    composed = compose_sweep("rank_alpha", [*SMALL, *overrides, f"sweep.dir={folder}"])
+    with Study.open(composed.sweep, composed.execution) as study:
+        local.run(composed.sweep, composed.execution, study, Tee([]), say=lambda text: None, settled=lambda n: None)
+    results = [json.loads(path.read_text()) for path in folder.glob("runs/*/result.json")]
+    return {result["steps"]: result | {"folder": folder / "runs" / result["run"]} for result in results}
+
+
+@pytest.mark.parametrize("every", ["3", "4", "null"])
+def test_a_run_from_a_stem_is_the_run_itself(tmp_path: Path, every: str) -> None:
+    often = f"evaluation.every_steps={every}"
+    shared = train(tmp_path / "shared", "sweep.space={budget.steps: {choices: [8, 12, 17]}}", often)
+    assert {steps: result["stage"] for steps, result in shared.items()} == {
+        8: None,
+        12: "t0000-s0@8",
+        17: "t0001-s0@12",
+    }
+    for steps in (12, 17):
+        alone = train(
+            tmp_path / f"alone{steps}", "sweep.space={method.r: {choices: [8]}}", f"budget.steps={steps}", often
+        )
+        one, other = shared[steps], alone[steps]
+        assert one["key"] == other["key"]
+        for name in ("eval_loss", "best_eval_loss", "best_step", "train_loss", "eval_accuracy", "tokens", "steps"):
+            assert one[name] == other[name], name
+        adapters = [
+            safetensors.torch.load_file(r["folder"] / "adapter" / "adapter_model.safetensors") for r in (one, other)
+        ]
+        assert all(torch.equal(adapters[0][name], tensor) for name, tensor in adapters[1].items())
+    first = [json.loads(line) for line in (shared[17]["folder"] / "metrics.jsonl").read_text().splitlines()]
+    assert min(line["step"] for line in first if line["kind"] == "step") == 13, "nothing is trained twice"

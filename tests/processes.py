@@ -1,0 +1,168 @@
+"""``lora-lab`` in real processes that start in a fraction of a second: forked from one that has its imports done.
+
+``start("sweep", …, dies=…)`` runs the command line in a process of its own, whose output goes to a file. ``dies`` names
+the place where it kills itself with SIGKILL: ``module:Class.method``, the number of the call, before or after it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import importlib
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+from permissions import ordinary
+
+PRELOAD = [
+    "lora_lab.cli.main",
+    "lora_lab.cli.sweep",
+    "lora_lab.cli.worker",
+    "lora_lab.config",
+    "lora_lab.study.study",
+    "lora_lab.study.sql_log",
+    "lora_lab.launch.local",
+    "lora_lab.analysis.folder",
+    "lora_lab.cli.summary",
+    "lora_lab.tracking.tracker",
+    "transformers",
+    "transformers.models.llama.modeling_llama",
+    "peft",
+    "psycopg",
+    "processes",
+]
+
+
+@dataclass(frozen=True)
+class Death:
+    """SIGKILL at the ``call``-th call of ``place`` (``module:Class.method``): before it, or ``after`` it."""
+
+    place: str
+    call: int = 1
+    after: bool = False
+
+
+@dataclass(frozen=True)
+class HalfWrite:
+    """SIGKILL in the middle of the ``call``-th write of a checkpoint, half of it written."""
+
+    call: int = 1
+
+
+@dataclass
+class Started:
+    """A process of ``lora-lab``, and the file of what it says."""
+
+    process: ForkServerProcess
+    output: Path
+
+    def wait(self, timeout: float = 120.0) -> int:
+        """Its exit code; negative for a signal."""
+        self.process.join(timeout)
+        assert self.process.exitcode is not None, f"still running:\n{self.said()}"
+        return self.process.exitcode
+
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        assert self.process.pid is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.process.pid, number)
+
+    def said(self) -> str:
+        """What it has said so far, errors included."""
+        return self.output.read_text(errors="replace") if self.output.exists() else ""
+
+
+def context() -> ForkServerContext:
+    """The server that all are forked from; it starts with the first of them."""
+    found = multiprocessing.get_context("forkserver")
+    found.set_forkserver_preload(PRELOAD)
+    return found
+
+
+def start(
+    folder: Path,
+    *words: str,
+    dies: Death | HalfWrite | None = None,
+    limit: int | None = None,
+    as_user: bool = False,
+) -> Started:
+    """Run ``lora-lab`` with ``words`` in ``folder``; ``limit``: no file may grow beyond so many bytes; ``as_user``:
+    permissions count for it, also where it is root's."""
+    output = folder / f"output-{time.monotonic_ns()}.txt"
+    process = context().Process(target=_run, args=(str(folder), str(output), words, dies, limit, as_user))
+    process.start()
+    return Started(process, output)
+
+
+def until(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> None:
+    """Wait for ``condition``."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"waited in vain for {what}"
+        time.sleep(0.02)
+
+
+def _run(
+    folder: str, output: str, words: tuple[str, ...], dies: Death | HalfWrite | None, limit: int | None, as_user: bool
+) -> None:
+    os.chdir(folder)
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    os.environ |= {"COLUMNS": "120", "OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": ""}
+    faulthandler.dump_traceback_later(15, repeat=True)  # where it hangs, if it does
+    import torch
+
+    torch.set_num_threads(1)
+    if dies is not None:
+        _arm(dies)
+    if limit is not None:
+        import resource
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # then a write beyond it is an error, as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    from lora_lab.cli.main import main
+
+    with ordinary() if as_user else contextlib.nullcontext():
+        code = main(list(words))
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def _arm(dies: Death | HalfWrite) -> None:
+    if isinstance(dies, HalfWrite):
+        place, call, after = "lora_lab.engine.checkpoint:write_bytes", dies.call, False
+    else:
+        place, call, after = dies.place, dies.call, dies.after
+    module, _, path = place.partition(":")
+    owner: Any = importlib.import_module(module)
+    *parents, name = path.split(".")
+    for parent in parents:
+        owner = getattr(owner, parent)
+    real, calls = getattr(owner, name), []
+
+    def dying(*args: Any, **kwargs: Any) -> Any:
+        calls.append(name)
+        if len(calls) == call and isinstance(dies, HalfWrite):
+            path, data = args[:2]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.with_name(f".{path.name}.half").write_bytes(data[: len(data) // 2])
+        if len(calls) == call and not after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        value = real(*args, **kwargs)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return value
+
+    setattr(owner, name, dying)

@@ -1,0 +1,123 @@
+"""One suite for every log: one order for all writers, whole transactions, counters beside them."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from lora_lab.study.log import Log
+from lora_lab.study.opening import open_log
+
+Open = Callable[[], Log]
+
+
+@pytest.fixture(params=["file", "sqlite", "postgresql"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> str | None:
+    if request.param == "file":
+        return None
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/study.db"
+    url: str = request.getfixturevalue("postgres").database(f"log{abs(hash(tmp_path)) % 10**9}")
+    return url
+
+
+@pytest.fixture
+def open_one(storage: str | None, tmp_path: Path) -> Iterator[Open]:
+    opened: list[Log] = []
+
+    def make() -> Log:
+        opened.append(open_log(storage, tmp_path, "study"))
+        return opened[-1]
+
+    yield make
+    for log in opened:
+        log.close()
+
+
+def add(log: Log, *names: str) -> None:
+    with log.exclusive() as append:
+        append([{"op": name} for name in names])
+
+
+def test_everybody_reads_what_anybody_wrote_in_one_order(open_one: Open) -> None:
+    one, other = open_one(), open_one()
+    add(one, "a", "b")
+    add(other, "c")
+    add(one, "d")
+    for log in (one, other, open_one()):
+        assert [event["op"] for event in log.read(0)] == ["a", "b", "c", "d"]
+        assert [event["op"] for event in log.read(3)] == ["d"]
+        assert log.read(4) == []
+
+
+def test_a_transaction_that_fails_leaves_nothing(open_one: Open) -> None:
+    one, other = open_one(), open_one()
+    add(one, "a")
+    with pytest.raises(ZeroDivisionError), one.exclusive():
+        raise ZeroDivisionError
+    add(other, "b")  # and the door is open
+    assert [event["op"] for event in one.read(0)] == ["a", "b"]
+
+
+def test_what_others_wrote_is_seen_within_a_transaction(open_one: Open) -> None:
+    one, other = open_one(), open_one()
+    assert one.read(0) == []
+    add(other, "a")
+    with one.exclusive() as append:
+        assert len(one.read(0)) == 1
+        append([{"op": "b"}])
+
+
+def _count(storage: str | None, folder: Path, times: int) -> None:
+    log = open_log(storage, folder, "study")
+    for _ in range(times):
+        with log.exclusive() as append:
+            append([{"number": len(log.read(0))}])
+    log.close()
+
+
+def test_processes_wait_for_one_another(storage: str | None, tmp_path: Path, open_one: Open) -> None:
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=_count, args=(storage, tmp_path, 20)) for _ in range(3)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+        assert writer.exitcode == 0
+    assert [event["number"] for event in open_one().read(0)] == list(range(60))
+
+
+def test_counters_count_while_somebody_writes(open_one: Open, storage: str | None) -> None:
+    one, other = open_one(), open_one()
+    one.beat("a")
+    if storage is not None and storage.startswith("sqlite"):
+        one.beat("a")  # SQLite has one lock for everything
+    else:
+        with other.exclusive():
+            one.beat("a")
+    other.beat("b")
+    assert other.beats() == {"a": 2, "b": 1}
+    one.forget("a")
+    assert other.beats() == {"b": 1}
+
+
+def test_one_mirrors_at_a_time_and_nobody_waits(open_one: Open) -> None:
+    one, other = open_one(), open_one()
+    with one.mirroring() as mine, other.mirroring() as too:
+        assert mine and not too
+    with other.mirroring() as mine:
+        assert mine
+
+
+def test_studies_in_one_database_do_not_meet(storage: str | None, tmp_path: Path) -> None:
+    if storage is None:
+        pytest.skip("a file holds one study")
+    one, other = open_log(storage, tmp_path, "one"), open_log(storage, tmp_path, "other")
+    add(one, "a")
+    one.beat("w")
+    assert other.read(0) == [] and other.beats() == {}
+    one.close()
+    other.close()
