@@ -34,6 +34,19 @@ def device_memory(device: str = "auto") -> int:
     return int(torch.cuda.mem_get_info(torch.device("cuda" if device == "auto" else device))[0])
 
 
+def device_size(device: str = "auto") -> int:
+    """Bytes that ``device`` has in all, free or not, within a container's limit. Raises as :func:`device_memory`."""
+    if device_kind(device) == "cpu":
+        import psutil
+
+        total = int(psutil.virtual_memory().total)
+        limit = container_limit()
+        return total if limit is None else min(total, limit)
+    import torch
+
+    return int(torch.cuda.mem_get_info(torch.device("cuda" if device == "auto" else device))[1])
+
+
 def device_kind(device: str, present: bool = True) -> str:
     """``"cpu"`` or ``"cuda"``: what ``device`` comes to on this machine. Raises as :func:`device_memory`.
 
@@ -67,8 +80,23 @@ def container_free(root: Path = Path("/sys/fs/cgroup")) -> int | None:
             stat = dict(line.split()[:2] for line in (root / stat_name).read_text().splitlines())
         except (OSError, ValueError):
             continue
-        if limit == "max" or int(limit) >= 1 << 60:
+        if _unlimited(limit):
             return None
         droppable = int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
         return max(0, int(limit) - used + droppable)
     return None
+
+
+def container_limit(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes of this container's memory limit; ``None`` where no limit is set."""
+    for limit_name, _, _ in _CGROUPS:
+        try:
+            limit = (root / limit_name).read_text().strip()
+        except OSError:
+            continue
+        return None if _unlimited(limit) else int(limit)
+    return None
+
+
+def _unlimited(limit: str) -> bool:
+    return limit == "max" or int(limit) >= 1 << 60

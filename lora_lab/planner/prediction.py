@@ -106,13 +106,19 @@ def plan(
 
 
 def refusal(
-    spec: RunSpec, memory: int, *, device: str = "auto", correction: float = 1.0, length: int | None = None
+    spec: RunSpec,
+    memory: int,
+    *,
+    device: str = "auto",
+    correction: float = 1.0,
+    length: int | None = None,
+    supervised: int | None = None,
 ) -> str | None:
     """Why a run cannot be trained in ``memory`` bytes even alone, and what would help; ``None`` where it can.
 
     Arguments and errors as for :func:`plan`. Ask before the base model takes its share of the memory.
     """
-    found = plan(spec, memory=memory, device=device, correction=correction, length=length)
+    found = plan(*(spec,), memory=memory, device=device, correction=correction, length=length, supervised=supervised)
     return None if found.fits else f"{'; '.join(found.reasons)}."
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import bisect
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -183,6 +184,23 @@ class Trace:
             one = min(self.targets, block)
             held["logits"] = crest.parts.get("logits", 0) * min(together * self.targets, block) // one
         return held
+
+
+def peak_together(traces: Sequence[Trace]) -> int:
+    """Bytes at the peak of a pack of lanes of one base that take as ``traces`` say: exact where all are alike.
+
+    Of different ones it is the most that there can be: every lane of a pass at its own peak at one moment.
+    """
+    first = traces[0]
+    if all(other == first for other in traces):
+        return first.peak(len(traces))
+    alone = [place for place, trace in enumerate(traces) if trace.alone]
+    most = [trace.parts() for trace in traces]
+    own = [sum(size for part, size in held.items() if part not in SHARED) for held in most]
+    kept = [sum(held[part] for part in KEPT) + trace.own_bytes for held, trace in zip(most, traces, strict=True)]
+    together = passes([trace.rows for trace in traces], first.device, alone)
+    busiest = max(sum(own[i] if i in lanes else kept[i] for i in range(len(traces))) for lanes in together)
+    return busiest + sum(max(held[part] for held in most) for part in SHARED)
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -53,6 +53,9 @@ from lora_lab.study.stopping import reason_to_stop
 from lora_lab.study.verdict import front, value_of
 
 log = logging.getLogger(__name__)
+
+Hopeless = Callable[[RunSpec], str | None]
+"""Why a run cannot be trained here, however one tries; ``None`` where it can."""
 
 
 @dataclass(frozen=True)
@@ -114,9 +117,11 @@ class Study:
         name: str,
         launcher: LauncherSpec,
         figures: Figures | None = None,
+        hopeless: Hopeless | None = None,
     ) -> None:
         """Use :meth:`open`."""
         self._figures = figures
+        self._hopeless = hopeless
         self._opened = time.time()
         self._stages = Stages(lambda: session.state, lambda run: self._run(run).spec) if staged(sweep) else None
         self.sweep = sweep
@@ -134,12 +139,15 @@ class Study:
         self._keeper = Keeper(session, mirror, name, launcher.lease_seconds, self._look)
 
     @staticmethod
-    def open(sweep: Sweep, execution: Execution, figures: Figures | None = None) -> Study:
+    def open(
+        sweep: Sweep, execution: Execution, figures: Figures | None = None, hopeless: Hopeless | None = None
+    ) -> Study:
         """Create the study of ``sweep`` in ``execution.folder``, or go on with it, beside whoever works on it.
 
         ``sweep.trials`` and ``sweep.repeats`` may be other than last time; everything else must be the same.
         A sweep that was cancelled, or stopped after equal failures, goes on. ``figures`` predicts what constraints
-        (and pruners, with several objectives) want to know of a run.
+        (and pruners, with several objectives) want to know of a run; ``hopeless`` says why one cannot be trained here,
+        and so is refused.
 
         Raises:
             SpecError: the sampler, the pruner or one of their options is unknown.
@@ -148,7 +156,7 @@ class Study:
             StorageError: the storage cannot be reached or read.
             CheckpointError: a ``result.json`` is torn and the log has no copy of it.
         """
-        return Study(*opening.open_study(sweep, execution), execution.launcher, figures)
+        return Study(*opening.open_study(sweep, execution), execution.launcher, figures, hopeless)
 
     @staticmethod
     def join(
@@ -157,6 +165,7 @@ class Study:
         name: str | None,
         launcher: LauncherSpec,
         figures: Figures | None = None,
+        hopeless: Hopeless | None = None,
         *,
         allow_code: bool = False,
     ) -> Study:
@@ -166,7 +175,7 @@ class Study:
             SweepFolderError: there is none, or the folder cannot be written.
             StorageError: the storage cannot be reached or read.
         """
-        return Study(*opening.join_study(folder, storage, name, allow_code), launcher, figures)
+        return Study(*opening.join_study(folder, storage, name, allow_code), launcher, figures, hopeless)
 
     def close(self) -> None:
         """End as a worker: what it holds goes back into the queue. Nothing else is pending: every call is durable."""
@@ -400,6 +409,8 @@ class Study:
         try:
             spec = self.sweep.spec_of(decode(self.sweep.space, event["params"]), self._session.state.seeds[0])
             event["refused"] = violated(self.sweep.constraints, spec, self._figures)
+            if event["refused"] is None and self._hopeless is not None:
+                event["refused"] = self._hopeless(spec)
             if event["refused"] is None and self._session.shadow.judge.needs_costs and self._figures is not None:
                 figures = self._figures
                 wanted = {o.metric: COSTS[o.metric] for o in self.sweep.targets if o.metric in COSTS}
