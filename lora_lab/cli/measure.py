@@ -10,10 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lora_lab.errors import LoraLabError, RunFailed
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from lora_lab.spec import RunSpec
-    from lora_lab.worker.measuring import Measured
 
     _Asked = tuple[str, Mapping[str, Any], RunSpec | None]
 
@@ -32,7 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="WHAT",
-        help="measure the run in the ways of a comparison: optimizers, quantisation, lengths, ranks, full, methods, or all",
+        help="measure the run as a comparison does: optimizers, quantisation, lengths, ranks, full, methods, or all",
     )
     parser.add_argument("--steps", type=int, metavar="N", help="timed steps (default: 3)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -75,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _asked(name: str | None, overrides: Sequence[str], compare: Sequence[str]) -> tuple[str, list[_Asked]]:
-    """The device, and what is to be measured: the comparison, the point, and its run (``None``: it contradicts itself)."""
+    """The device, and what is to be measured: the comparison, the point, its run (``None``: there is no such)."""
     from lora_lab.config import compose_sweep
     from lora_lab.config.compose import composed_run, device_of, run_of
     from lora_lab.config.overrides import read_overrides

@@ -1,4 +1,4 @@
-"""One configuration, alone in this process: the real loop for a few steps on sequences of full length, and what it took.
+"""One configuration, alone in this process: the real loop on sequences of full length, and what it took.
 
     python -m lora_lab.worker.alone ASKED.json ANSWER.json
 

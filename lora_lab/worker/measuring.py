@@ -101,7 +101,9 @@ def measure(spec: RunSpec, *, device: str = "auto", steps: int = STEPS, timeout:
         write_json(asked, {"spec": to_tree(run), "device": device, "steps": steps}, durable=False)
         words = [sys.executable, "-m", "lora_lab.worker.alone", str(asked), str(answer)]
         try:
-            done = subprocess.run(words, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL)
+            done = subprocess.run(
+                words, check=False, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL
+            )
         except subprocess.TimeoutExpired:
             raise RunFailed(f"no answer within {timeout:g} s.") from None
         if done.returncode != 0 or not answer.exists():
