@@ -26,6 +26,8 @@ from lora_lab.methods.inits import MUTATING
 from lora_lab.models import BaseModel, load_meta, quantise, role_modules, total_parameters
 from lora_lab.models.quantised import constants, prime, steady
 from lora_lab.optim.optimizers import build
+from lora_lab.optim.sophia import Sophia
+from lora_lab.packing.curvature import gauss_newton_bartlett, hutchinson
 from lora_lab.packing.forward import Part, losses_of
 from lora_lab.packing.head import block_rows, keeps_logits
 from lora_lab.packing.inputs import Inputs, Sequences
@@ -97,6 +99,7 @@ class Shape:
                 momentum=0.5 if optimizer.own.get("momentum") else 0.0,
                 lora_plus_ratio=None if optimizer.lora_plus_ratio in (None, 1.0) else 2.0,
                 layer_decay=None if optimizer.layer_decay is None else 0.5,
+                hessian_every=optimizer.own.get("hessian_every"),
             ),
             rows=spec.budget.micro,
             length=length,
@@ -343,7 +346,22 @@ def _train(base: BaseModel, shape: Shape, ledger: Ledger, found: Attachment) -> 
         result.losses.sum().backward()
         del result
     ledger.mark(("after", 0))
+    if isinstance(optimizer, Sophia):
+        _estimate(base, shape, ledger, found, optimizer)
     with ledger.phase("workspace"):
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
     return paths
+
+
+def _estimate(base: BaseModel, shape: Shape, ledger: Ledger, found: Attachment, optimizer: Sophia) -> None:
+    """What a Hessian-minded optimizer asks for every few steps, one lane after the other, its cost spread over them."""
+    before, micros = ledger.flops, 2 if shape.accumulates else 1
+    how = gauss_newton_bartlett if optimizer.gauss_newton else hutchinson
+    with ledger.phase("workspace"):
+        diagonal = how(base, found, [_sequences(shape)] * micros, torch.Generator())
+    for tensor in diagonal:
+        ledger.book(tensor, "gradients")
+    with ledger.phase("workspace"):
+        optimizer.observe(dict(zip(found.parameters().values(), diagonal, strict=True)))
+    ledger.flops = before + (ledger.flops - before) // (micros * optimizer.every)
