@@ -79,8 +79,13 @@ def comparison(name: str) -> tuple[Mapping[str, Any], ...]:
 
 
 def lean(spec: RunSpec) -> RunSpec:
-    """``spec`` with no more micro-batches in a step than its memory depends on: one, or two where there are several."""
-    micro = spec.budget.micro
+    """``spec`` with no more micro-batches in a step than its memory depends on: one, or two where there are several.
+
+    An optimizer that estimates the Hessian every few steps does so in each.
+    """
+    micro, optimizer = spec.budget.micro, spec.optimizer
+    if "hessian_every" in optimizer.own:
+        spec = replace(spec, optimizer=replace(optimizer, hessian_every=1))
     budget = replace(spec.budget, batch_size=min(spec.budget.batch_size, 2 * micro), micro_batch_size=micro)
     return replace(spec, budget=replace(budget, steps=10**6, epochs=None))
 
