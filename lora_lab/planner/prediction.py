@@ -118,25 +118,8 @@ def refusal(
 
     Arguments and errors as for :func:`plan`. Ask before the base model takes its share of the memory.
     """
-    found = plan(*(spec,), memory=memory, device=device, correction=correction, length=length, supervised=supervised)
+    found = plan(spec, memory=memory, device=device, correction=correction, length=length, supervised=supervised)
     return None if found.fits else f"{'; '.join(found.reasons)}."
-
-
-def lanes_that_fit(
-    spec: RunSpec,
-    memory: int,
-    *,
-    device: str = "auto",
-    length: int | None = None,
-    supervised: int | None = None,
-    correction: float = 1.0,
-) -> int:
-    """How many lanes like ``spec`` (the largest of a sweep) fit into ``memory`` bytes; 0 when not even one does.
-
-    Arguments and errors as for :func:`plan`.
-    """
-    traced = trace(Shape.of(spec, device_kind(device, present=False), length, supervised))
-    return traced.lanes_in(int(memory * (1 - HEADROOM) / correction))
 
 
 def _cause(parts: dict[str, int], lanes: int, memory: int, correction: float) -> str:

@@ -80,11 +80,17 @@ class Capacity:
         if found is None:
             return None
         memory = (self.memory or device_size(self.device)) // self.sharers
-        length, supervised = self._longest(spec)
-        said = {"device": self.device, "correction": self._correction, "length": length, "supervised": supervised}
         if found.peak() * self._correction <= memory * (1 - HEADROOM):
             return None
-        return refusal(spec, memory, **said)
+        length, supervised = self._longest(spec)
+        return refusal(
+            spec,
+            memory,
+            device=self.device,
+            correction=self._correction,
+            length=length,
+            supervised=supervised,
+        )
 
     def halvings(self, spec: RunSpec, given: int) -> int:
         """How often to halve the micro-batch of ``spec`` so that it fits alone; at least ``given`` times."""

@@ -8,7 +8,7 @@ import pytest
 
 from lora_lab.errors import MethodError, ModelError, SpecError
 from lora_lab.models import load_meta
-from lora_lab.planner import lanes_that_fit, plan
+from lora_lab.planner import plan
 from lora_lab.planner.depth import depths
 from lora_lab.planner.prediction import HEADROOM
 from lora_lab.planner.step import PARTS, SHARED, Shape, step_of, trace
@@ -281,11 +281,10 @@ def test_lanes_share_the_weights_and_nothing_that_trains():
 def test_lanes_that_fit_is_the_largest_plan_that_fits():
     run = spec(r=64, roles=ROLES)
     memory = 50 * 10**6
-    lanes = lanes_that_fit(run, memory, device="cpu")
+    lanes = planned(run, memory=memory).lanes_that_fit
     assert lanes > 2
     assert planned(run, memory=memory, lanes=lanes).fits
     assert not planned(run, memory=memory, lanes=lanes + 1).fits
-    assert planned(run, memory=memory).lanes_that_fit == lanes
 
 
 def test_what_does_not_fit_says_why_and_what_would():
