@@ -226,19 +226,16 @@ def _memory(frame: pd.DataFrame) -> Section | None:
     if found["predicted_bytes"].max() < SMALL_PEAK:
         said += " Peaks are this small: what was measured is mostly the process itself."
     paths = searched_paths(frame)
-    rows = tuple(
-        (
-            point_name({path: group.iloc[0][path] for path in paths}) + (" …" if len(group) > 1 else ""),
-            str(len(group)),
-            amount("peak_bytes", float(predicted)),
-            amount("peak_bytes", float(group["training_bytes"].median())),
-            f"{float(group['training_bytes'].median()) / float(predicted):.2f}",
-        )
-        for predicted, group in itertools.islice(found.groupby("predicted_bytes", sort=True), MOST_PEAKS)
-    )
+    rows = []
+    for predicted in sorted(set(found["predicted_bytes"].tolist()))[:MOST_PEAKS]:
+        group = found[found["predicted_bytes"] == predicted]
+        name = point_name({path: group.iloc[0][path] for path in paths}) + (" …" if len(group) > 1 else "")
+        got = float(group["training_bytes"].median())
+        sizes = amount("peak_bytes", float(predicted)), amount("peak_bytes", got)
+        rows.append((name, str(len(group)), *sizes, f"{got / predicted:.2f}"))
     title = "Peak memory of the packs, the base model included"
     head = ("runs like", "runs", "predicted", "measured", "ratio")
-    return Section("memory", "Memory", (said,), (Grid((title,), head, rows),))
+    return Section("memory", "Memory", (said,), (Grid((title,), head, tuple(rows)),))
 
 
 def _curves(frame: pd.DataFrame, folder: Path | str | None, best: str | None) -> Section | None:
