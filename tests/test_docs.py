@@ -48,7 +48,7 @@ def test_commands_of_lora_lab_parse_and_compose(words):
     parser = argparse.ArgumentParser(exit_on_error=False)
     module.configure(parser)
     args = parser.parse_intermixed_args(words[2:])
-    if verb not in ("sweep", "train", "plan", "doctor", "data"):
+    if verb not in ("sweep", "train", "plan", "measure", "doctor", "data"):
         return
     said = [word for word in (getattr(args, "sweep", None), *args.overrides) if word]
     overrides = [word for word in said if "=" in word and word != ALLOW_CODE]

@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from lora_lab.files import write_text
     from lora_lab.study import Study
     from lora_lab.tracking import check as check_tracking
+    from lora_lab.worker.capacity import Capacity
     from lora_lab.worker.figures import figures_on
     from lora_lab.worker.preflight import check_folder
 
@@ -57,7 +58,9 @@ def run(args: argparse.Namespace) -> int:
         _check_input(composed)
     check_folder(folder)
     console = Console(highlight=False)
-    with Study.open(composed.sweep, composed.execution, figures_on(composed.execution.device)) as study:
+    execution = composed.execution
+    figures, hopeless = figures_on(execution.device, execution.device_memory), Capacity.of(execution).refusal
+    with Study.open(composed.sweep, composed.execution, figures, hopeless) as study:
         write_text(folder / "config.yaml", composed.yaml)
         counts = study.counts()
         left = counts.planned_runs - counts.runs
@@ -163,7 +166,7 @@ def _say_store(composed: Composed, console: Console) -> None:
 
 def _finish(composed: Composed, console: Console) -> None:
     """Print the summary; complain about runs that failed."""
-    from lora_lab.analysis import load_results
+    from lora_lab.analysis import load_results, read_results
     from lora_lab.cli.summary import print_summary
     from lora_lab.spec import Outcome
     from lora_lab.tracking import redact, resolve_uri, ui_command
@@ -172,6 +175,8 @@ def _finish(composed: Composed, console: Console) -> None:
     tracked = composed.execution.tracking.name == "mlflow"
     ui = redact(typed(ui_command(resolve_uri(composed.execution.tracking)))) if tracked else None
     print_summary(console, folder, ui)
+    if not read_results(folder):
+        raise RunFailed("no point of the space could be trained; the reasons stand above.")
     outcomes = load_results(folder)["outcome"]
     failed = int(outcomes.isin([str(Outcome.FAILED), str(Outcome.OUT_OF_MEMORY)]).sum())
     if failed:

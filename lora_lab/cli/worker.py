@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
     """
     from lora_lab.launch import local
     from lora_lab.study import Study
+    from lora_lab.worker.capacity import Capacity
     from lora_lab.worker.figures import figures_on
     from lora_lab.worker.tee import Tee
 
@@ -47,8 +48,9 @@ def run(args: argparse.Namespace) -> int:
     if args.parent is not None:
         _end_with(args.parent)
     folder = Path(execution.folder)
-    figures = figures_on(execution.device)
-    with Study.join(folder, execution.storage, name, execution.launcher, figures, allow_code=args.allow_code) as study:
+    figures = figures_on(execution.device, execution.device_memory)
+    how = execution.launcher, figures, Capacity.of(execution).refusal
+    with Study.join(folder, execution.storage, name, *how, allow_code=args.allow_code) as study:
         _say(f"working on {study.sweep.name} in {folder}")
         done = local.run(study.sweep, execution, study, Tee([]), say=_say, settled=lambda runs: None)
         counts = study.counts()

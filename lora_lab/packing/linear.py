@@ -54,9 +54,9 @@ class _Linear(torch.autograd.Function):
         dy, narrow, blocks, frozen = grads[0].contiguous(), ctx.narrow, ctx.blocks, ctx.frozen
         dx = frozen.back(dy) if ctx.needs_input_grad[0] else None
         out: list[Tensor] = []
-        if ctx.saved_tensors:
+        if saved := ctx.saved_tensors:  # once: what was not kept is computed again for it
             count = len(blocks) + 2 * (narrow is not None)
-            x, *rest = ctx.saved_tensors
+            x, *rest = saved
             stacks, inner = iter(rest[: len(rest) - count]), rest[len(rest) - count :]
             if narrow is not None:
                 out += narrow.back(x, dy, dx, inner.pop(0), inner.pop(0))

@@ -22,7 +22,8 @@ from lora_lab.tracking.uploader import connect
 
 PAGE = 1000
 """Runs that one search gives."""
-WHOLE = ("best_step", "steps", "tokens", "trainable_parameters", "total_parameters", "lane_bytes", "peak_bytes")
+SIZES = ("lane_bytes", "peak_bytes", "predicted_bytes", "training_bytes")
+WHOLE = ("best_step", "steps", "tokens", "trainable_parameters", "total_parameters", *SIZES)
 
 
 def read_store(sweep: str, uri: str, experiment: str | None = None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
