@@ -48,8 +48,8 @@ def load_results(folder: Path | str) -> pd.DataFrame:
     a tuple of role names); then :data:`MEASURES` (losses in nats per supervised token, exact match as a fraction,
     sizes in bytes, times in seconds) and the other fields of :class:`~lora_lab.spec.RunResult`;
     ``scores.<name>`` for every benchmark score and ``base_scores.<name>`` for the base model's. A number that a run
-    does not have is NaN. ``adapter`` is relative to ``folder``. ``frame.attrs["sweep"]`` holds the sweep's name, space, objective, sampler, trials and repeats,
-    from which tables take their defaults.
+    does not have is NaN. ``adapter`` is relative to ``folder``. ``frame.attrs["sweep"]`` holds the sweep's name, space,
+    objective, sampler, trials and repeats, from which tables take their defaults.
 
     Raises:
         SweepFolderError: no sweep in ``folder``, or no run of it has a result yet.

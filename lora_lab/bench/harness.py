@@ -1,8 +1,8 @@
 """lm-evaluation-harness over a pack: one forward scores all its lanes.
 
 :class:`PackedLM` is lm-eval's own Hugging Face model (its tokenisation, truncation, prefix token, rolling windows),
-whose forwards are ours. What a task is and how its answers count stays lm-eval's. The lanes take turns at its evaluator; the
-first turn computes everything for all of them.
+whose forwards are ours. What a task is and how its answers count stays lm-eval's. The lanes take turns at its
+evaluator; the first turn computes everything for all of them.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ BASE = "base"
 class Target:
     """Something to score. ``adapter`` is its folder, ``None`` for the base model itself.
 
-    ``model`` is the base model it was trained on: a run's own spec, or what an adapter from elsewhere calls it; ``None``
-    where nothing is known. ``run`` is the folder of the run that it belongs to.
+    ``model`` is the base model it was trained on: a run's own spec, or what an adapter from elsewhere calls it;
+    ``None`` where nothing is known. ``run`` is the folder of the run that it belongs to.
     """
 
     name: str

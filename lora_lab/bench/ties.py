@@ -2,7 +2,8 @@
 
 lm-eval takes the first of the most likely choices, and benchmarks put the right one first (TruthfulQA): a model that
 gives all choices one score, or NaN, would be perfect. Here a tie is broken in every way there is and the least
-favourable counts: an answer is right only where every choice that may have been meant is. Without a tie nothing is different.
+favourable counts: an answer is right only where every choice that may have been meant is. Without a tie nothing is
+different.
 """
 
 from __future__ import annotations
