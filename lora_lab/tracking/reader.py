@@ -96,7 +96,8 @@ def _result(data: Any, space: Space, info: Any) -> dict[str, Any]:
         "outcome": tags["outcome"],
         "point": point,
         "message": tags.get("message"),
-        "scores": {name.removeprefix("score."): v for name, v in metrics.items() if name.startswith("score.")},
+        "scores": _scores("score.", metrics),
+        "base_scores": _scores("base_score.", metrics),
         "started": info.start_time / 1000,
         "ended": info.end_time / 1000 if info.end_time else None,
     }
@@ -105,6 +106,10 @@ def _result(data: Any, space: Space, info: Any) -> dict[str, Any]:
         if field.name not in tree and value is not None:
             tree[field.name] = int(value) if field.name in WHOLE else value
     return tree
+
+
+def _scores(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
 
 
 def _value(domain: Domain, path: str, params: Mapping[str, str]) -> Any:
