@@ -63,7 +63,12 @@ def overrides_of(part: Part, budget: str, model: str | None, data: str | None, f
     Raises:
         DataError: a folder of data without an Alpaca file.
     """
-    said = [f"sweep.dir={folder / part.name}", f"sweep.name={part.name}", "tracking=none"]
+    said = [
+        f"sweep.dir={folder / part.name}",
+        f"sweep.name={part.name}",
+        "tracking=none",
+        "launcher.keep_checkpoints=false",
+    ]
     if budget == "smoke":
         said += [*_of_smoke(part), *part.smoke]
     if budget == "full":

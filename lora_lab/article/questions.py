@@ -207,7 +207,7 @@ QUESTIONS = (
         "Q9-combine",
         "Several LoRA sets can be added into one weight.",
         "One adapter for each of three tasks, to be added and scored on every task.",
-        parts=(Part("q9_combine", own_data=True, full=("data=taskmix", "data.max_length=128")),),
+        parts=(Part("q9_combine", own_data=True, adapters=True, full=("data=taskmix", "data.max_length=128")),),
         tables=(TableOf("q9_combine", ("data.tasks",)),),
         needs="lora-lab combine",
     ),
@@ -228,7 +228,7 @@ QUESTIONS = (
         "S0-subspace",
         "Adapters of different rank share their top singular directions; rank 1 on query and value can be enough.",
         f"Ranks 1, 8 and 64. Enough: rank 1 is less than {WORTH} nats worse than rank 64.",
-        parts=(Part("s0_subspace", full=("sweep.repeats=1",)),),
+        parts=(Part("s0_subspace", adapters=True, full=("sweep.repeats=1",)),),
         claims=(
             Claim(
                 "Rank 64 is not better than rank 1",
@@ -275,7 +275,7 @@ QUESTIONS = (
         "S3-latency",
         "A merged LoRA adds no inference latency; unmerged adapters do.",
         "An adapter of each kind, to be timed merged and unmerged.",
-        parts=(Part("s3_latency"),),
+        parts=(Part("s3_latency", adapters=True),),
         tables=(TableOf("s3_latency", (METHOD,)),),
         needs="lora-lab latency",
     ),

@@ -20,7 +20,8 @@ class Part:
 
     ``smoke`` and ``full`` are the overrides beside those that every part gets (:mod:`lora_lab.article.budgets`).
     ``own_data``: the sweep is about its data, and ``--data`` does not change it. ``planned``: its runs are for a GPU;
-    a budget other than full only plans them.
+    a budget other than full only plans them. ``adapters``: they are wanted after the sweep, all of them; of other sweeps
+    only the best trial's stay, for there are hundreds of runs.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Part:
     full: tuple[str, ...] = ()
     own_data: bool = False
     planned: bool = False
+    adapters: bool = False
 
     @property
     def sweep(self) -> str:

@@ -12,6 +12,8 @@ from lora_lab.analysis.claims import Size
 from lora_lab.article.budgets import planned_run
 from lora_lab.article.section import Sized
 from lora_lab.config import compose_run
+from lora_lab.errors import MethodError, ModelError, SpecError
+from lora_lab.files import read_json
 from lora_lab.planner import plan
 from lora_lab.spec import Sweep, thaw
 
@@ -36,14 +38,13 @@ def sizes_of(
     Raises:
         ConfigError: the overrides of a configuration are not those of a run.
     """
-    from lora_lab.errors import MethodError, ModelError, SpecError
-
     found = {}
     for one in wanted:
-        try:
-            found[one.label] = _trained(one, frames[one.sweep], folder) if one.sweep else planned(one)
-        except KeyError:
+        if one.sweep is not None and one.sweep not in frames:
             say(f"{one.label}: not trained yet")
+            continue
+        try:
+            found[one.label] = planned(one) if one.sweep is None else _trained(one, frames[one.sweep], folder)
         except (ModelError, MethodError, SpecError) as error:
             say(f"{one.label}: cannot be planned: {error}")
     return found
@@ -62,8 +63,6 @@ def _plan(overrides: tuple[str, ...]) -> Plan:
 
 
 def _trained(one: Sized, frame: pd.DataFrame, folder: Path) -> Size:
-    from lora_lab.files import read_json
-
     tree = read_json(folder / str(one.sweep) / "sweep.json")
     sweep = Sweep.from_tree({key: value for key, value in tree.items() if key != "key"})
     point = thaw(one.point)

@@ -130,11 +130,15 @@ def _train(
 ) -> Sequence[str]:
     """Train what is left of a section; the sweeps of which runs failed."""
     from lora_lab.cli.sweep import carry_out, failures
+    from lora_lab.study.control import Control
 
     failed = []
     for part in job.trained(section):
-        composed = sweeps[part.name]
-        carry_out(composed, console, command)
-        if failures(Path(composed.execution.folder)):
+        folder = Path(sweeps[part.name].execution.folder)
+        carry_out(sweeps[part.name], console, command)
+        if failures(folder):
             failed.append(part.name)
+        if not part.adapters:
+            with Control(folder) as control:
+                control.prune_files(1)
     return failed

@@ -28,8 +28,10 @@ class Apart:
 
     def __call__(self, claim: str, evidence: Evidence) -> Verdict:
         """Paired t test of the optima's logarithms (base 10), a pair a seed."""
-        high = optima(evidence.frame(self.high), self.path, self.metric)
-        low = optima(evidence.frame(self.low), self.path, self.metric)
+        frames = [evidence.frame(sweep) for sweep in (self.high, self.low)]
+        for frame in frames:
+            check_path(frame, self.path)
+        high, low = (optima(frame, self.path, self.metric) for frame in frames)
         seeds = [seed for seed in high if seed in low]
         if len(seeds) < 2:
             raise SpecError(f"{self.high} and {self.low} share {len(seeds)} seeds with an optimum; two are needed")
@@ -57,7 +59,8 @@ class OptimumRises:
     def __call__(self, claim: str, evidence: Evidence) -> Verdict:
         """Slope of the optimum's logarithm on that of ``along`` within seeds."""
         frame = evidence.frame(self.sweep)
-        check_path(frame, self.along)
+        for searched in (self.path, self.along):
+            check_path(frame, searched)
         x, y, blocks = [], [], []
         for value, part in frame.groupby(self.along):
             for seed, best in optima(part, self.path, self.metric).items():
@@ -79,9 +82,7 @@ def optima(frame: pd.DataFrame, path: str, metric: str) -> dict[int, float]:
     Between grid points the optimum is the vertex of the parabola through the best one and its neighbours; at the end
     of the grid it is that end (the true one may lie beyond).
     """
-    if "sweep" in frame.attrs:
-        check_path(frame, path)
-        check_metric(frame, metric)
+    check_metric(frame, metric)
     done = frame[(frame["outcome"] == "COMPLETED") & frame[metric].notna()]
     sign = -1.0 if higher_is_better(metric) else 1.0
     out = {}
