@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from lora_lab.lazy import names
 
 if TYPE_CHECKING:
-    from lora_lab.article.page import page, screen
+    from lora_lab.article.rendering import page, screen
     from lora_lab.article.reproduction import Reproduction
     from lora_lab.article.section import Section, sections
 
@@ -22,8 +22,8 @@ __getattr__ = names(
     {
         "Reproduction": "reproduction",
         "Section": "section",
-        "page": "page",
-        "screen": "page",
+        "page": "rendering",
+        "screen": "rendering",
         "sections": "section",
     },
 )

@@ -24,6 +24,7 @@ _SMOKE = (
     "data.eval_size=16",
     "budget.batch_size=4",
     "evaluation.batch_size=16",
+    "pack.max_lanes=8",
     "sweep.repeats=2",
 )
 _FULL = (

@@ -56,7 +56,7 @@ def _prepare_quality(folder: Path, scale: float) -> None:
     few = max(8, round(CURATED * scale))
     train, held_out = generate(DataSpec(train_size=TIMES * few, eval_size=max(8, round(HELD_OUT * scale))))
     dice = random.Random("q1")
-    wrong = [dice.choice(train).answer if dice.random() < WRONG else one.output for one in train]
+    wrong = [dice.choice(train).output if dice.random() < WRONG else one.output for one in train]
     _write(folder / "curated.json", map(_alpaca, train[:few]))
     _write(folder / "synthetic.json", [{**_alpaca(one), "output": a} for one, a in zip(train, wrong, strict=True)])
     _write(folder / "clean.json", map(_alpaca, held_out))

@@ -98,7 +98,7 @@ QUESTIONS = (
             Part(
                 "q3_rank",
                 own_data=True,
-                smoke=("sweep.space.data.diversity=[1,4]", "sweep.space.method.r=[2,8,32]"),
+                smoke=("sweep.space.data.diversity=[1,4]", "sweep.space.method.r=[2,8,32]", "sweep.repeats=3"),
                 full=("data=taskmix", "data.max_length=128"),
             ),
         ),
@@ -218,7 +218,7 @@ QUESTIONS = (
         parts=(
             Part(
                 "q10_layerwise",
-                smoke=("sweep.space.method.rank_groups=[[8,8],[14,2],[2,14]]",),
+                smoke=("model.config.num_hidden_layers=3",),
             ),
         ),
         claims=(_uneven([14, 8, 2], "lower"), _uneven([2, 8, 14], "upper")),

@@ -20,8 +20,8 @@ class Part:
 
     ``smoke`` and ``full`` are the overrides beside those that every part gets (:mod:`lora_lab.article.budgets`).
     ``own_data``: the sweep is about its data, and ``--data`` does not change it. ``planned``: its runs are for a GPU;
-    a budget other than full only plans them. ``adapters``: they are wanted after the sweep, all of them; of other sweeps
-    only the best trial's stay, for there are hundreds of runs.
+    a budget other than full only plans them. ``adapters``: all of them are wanted after the sweep; of other sweeps only
+    the best trial's stay, for there are hundreds of runs.
     """
 
     name: str
