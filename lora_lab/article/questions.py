@@ -62,6 +62,7 @@ QUESTIONS = (
                 own_data=True,
                 full=(
                     "data=hf",
+                    "data.path=GAIR/lima",
                     "data.eval_path=null",
                     "sweep.space.data.path=[GAIR/lima,tatsu-lab/alpaca]",
                     "budget.steps=390",

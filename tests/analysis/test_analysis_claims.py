@@ -28,8 +28,10 @@ from lora_lab.analysis.claims import (
     Side,
     Size,
     Steady,
-    Test as Kind,
     judge,
+)
+from lora_lab.analysis.claims import (
+    Test as Kind,
 )
 from lora_lab.analysis.verdicts import Status, Verdict, not_better
 from lora_lab.errors import SpecError
