@@ -26,7 +26,8 @@ from lora_lab.errors import ConfigError, Interrupted, LoraLabError, nearest
 
 STUDY_VERBS = ("worker", "stop", "extend", "clone", "retry", "cancel", "export", "import", "prune-files")
 VERBS = (
-    *("sweep", "train", "status", "report", "compare", "ui", "doctor", "plan", "measure", "data", "eval"),
+    *("sweep", "train", "status", "report", "compare", "reproduce", "ui", "doctor"),
+    *("plan", "measure", "data", "eval"),
     *STUDY_VERBS,
 )
 """In the order that ``--help`` shows them."""

@@ -40,6 +40,26 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from lora_lab.config import compose_sweep
+
+    overrides = list(args.overrides)
+    composed = compose_sweep(args.sweep, overrides)
+    if args.fresh:
+        overrides += _fresh(composed)
+        composed = compose_sweep(args.sweep, overrides)
+    console = Console(highlight=False)
+    carry_out(composed, console, typed(["lora-lab", "sweep", args.sweep, *overrides]))
+    _finish(composed, console)
+    return 0
+
+
+def carry_out(composed: Composed, console: Console, command: str) -> None:
+    """Train what is left of a sweep; ``command`` is the one that goes on with it.
+
+    Raises:
+        BadInput: the data, model, folder or a store cannot be used; nothing was trained.
+        RunFailed: the sweep was stopped by failures.
+        Interrupted: Ctrl-C.
+    """
     from lora_lab.files import write_text
     from lora_lab.study import Study
     from lora_lab.tracking import check as check_tracking
@@ -47,17 +67,11 @@ def run(args: argparse.Namespace) -> int:
     from lora_lab.worker.figures import figures_on
     from lora_lab.worker.preflight import check_folder
 
-    overrides = list(args.overrides)
-    composed = compose_sweep(args.sweep, overrides)
-    if args.fresh:
-        overrides += _fresh(composed)
-        composed = compose_sweep(args.sweep, overrides)
     folder = Path(composed.execution.folder)
     check_tracking(composed.execution.tracking)
     if not (folder / "sweep.json").exists():
         _check_input(composed)
     check_folder(folder)
-    console = Console(highlight=False)
     execution = composed.execution
     figures, hopeless = figures_on(execution.device, execution.device_memory), Capacity.of(execution).refusal
     with Study.open(composed.sweep, composed.execution, figures, hopeless) as study:
@@ -66,12 +80,10 @@ def run(args: argparse.Namespace) -> int:
         left = counts.planned_runs - counts.runs
         if left > 0:
             _check_input(composed)
-            _train(composed, study, console, typed(["lora-lab", "sweep", args.sweep, *overrides]))
+            _train(composed, study, console, command)
         else:
             console.print(f"Nothing is left to do: all {counts.planned_runs} runs are settled.", soft_wrap=True)
             _catch_up(composed, console)
-    _finish(composed, console)
-    return 0
 
 
 def _fresh(composed: Composed) -> list[str]:
@@ -168,7 +180,6 @@ def _finish(composed: Composed, console: Console) -> None:
     """Print the summary; complain about runs that failed."""
     from lora_lab.analysis import load_results, read_results
     from lora_lab.cli.summary import print_summary
-    from lora_lab.spec import Outcome
     from lora_lab.tracking import redact, resolve_uri, ui_command
 
     folder = Path(composed.execution.folder)
@@ -177,8 +188,16 @@ def _finish(composed: Composed, console: Console) -> None:
     print_summary(console, folder, ui)
     if not read_results(folder):
         raise RunFailed("no point of the space could be trained; the reasons stand above.")
-    outcomes = load_results(folder)["outcome"]
-    failed = int(outcomes.isin([str(Outcome.FAILED), str(Outcome.OUT_OF_MEMORY)]).sum())
+    failed, runs = failures(folder), len(load_results(folder))
     if failed:
         look = typed(["lora-lab", "report", str(folder), "--csv"])
-        raise RunFailed(f"{failed} of {len(outcomes)} runs failed; see above, or: {look}")
+        raise RunFailed(f"{failed} of {runs} runs failed; see above, or: {look}")
+
+
+def failures(folder: Path) -> int:
+    """How many runs of the sweep in ``folder`` ended FAILED or OUT_OF_MEMORY."""
+    from lora_lab.analysis import load_results
+    from lora_lab.spec import Outcome
+
+    outcomes = load_results(folder)["outcome"]
+    return int(outcomes.isin([str(Outcome.FAILED), str(Outcome.OUT_OF_MEMORY)]).sum())
