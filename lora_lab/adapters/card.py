@@ -73,8 +73,9 @@ def card(reference: Reference, merged: Merged, onto: str) -> str:
 def _said(reference: Reference, merged: Merged, onto: str) -> str:
     base = reference.model.path or reference.model.name
     lines = [
-        f"The {reference.method} adapter `{reference.name}` merged by lora-lab into `{base}`, in {merged.dtype}: {merged.tensors} tensors were changed, by {100 * merged.update:.3g} % of their norm; "
-        f"rounding took away {100 * merged.lost:.2g} % of the change."
+        f"The {reference.method} adapter `{reference.name}` merged by lora-lab into `{base}`, in {merged.dtype}: "
+        f"{merged.tensors} tensors were changed, by {100 * merged.update:.3g} % of their norm; rounding took away "
+        f"{100 * merged.lost:.2g} % of the change."
     ]
     if merged.quantisation is not None:
         lines.append(

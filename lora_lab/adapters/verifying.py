@@ -19,7 +19,8 @@ from lora_lab.packing.paths import Mount
 from lora_lab.packing.stacks import Share
 
 TOLERANCE = {"float64": 1e-6, "float32": 1e-5, "bfloat16": 3e-2, "float16": 5e-3}
-"""``|merged - unmerged| / |unmerged|`` over all logits (Frobenius norms) that rounding explains, by dtype."""
+"""``|merged - unmerged| / |unmerged|`` over all logits (Frobenius norms) that rounding explains, by
+the coarsest dtype that takes part: the base's, the adapter's, or the files'."""
 TEXTS = (
     "The capital of France is",
     "def add(a, b):\n    return",
@@ -74,6 +75,9 @@ def verify(reference: Reference, merged: Path, dtype: str, *, texts: Sequence[st
     base = load_base(reference.model)
     ids = [torch.tensor([base.tokenizer(text)["input_ids"]]) for text in texts]
     attachment = None if reference.folder is None else load_adapter(reference.folder, base)
+    dtypes = {dtype, reference.model.dtype}
+    if attachment is not None:
+        dtypes |= {str(one.dtype).removeprefix("torch.") for one in attachment.parameters().values()}
     before = [logits(base, attachment, one).double() for one in ids]
     del base, attachment
     with loading(reference.model):
@@ -89,5 +93,5 @@ def verify(reference: Reference, merged: Path, dtype: str, *, texts: Sequence[st
     far = sum(float((a - b).square().sum()) for a, b in zip(after, before, strict=True))
     size = sum(float(b.square().sum()) for b in before)
     same = torch.cat([(a.argmax(-1) == b.argmax(-1)).flatten() for a, b in zip(after, before, strict=True)])
-    coarse = max(TOLERANCE[dtype], TOLERANCE[reference.model.dtype])
+    coarse = max(TOLERANCE[name] for name in dtypes)
     return Agreement((far / size) ** 0.5 if size else 0.0, float(same.double().mean()), coarse)

@@ -45,5 +45,5 @@ def with_values(attachment: Attachment, size: float = 0.05, seed: int = 11) -> A
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in attachment.parameters().values():
-            parameter += size * torch.randn(parameter.shape, generator=generator)
+            parameter.add_(size * torch.randn(parameter.shape, generator=generator))
     return attachment
