@@ -142,7 +142,7 @@ def low_rank(attachment: Attachment, name: str) -> dict[str, LowRank]:
     return found
 
 
-def rows_at_once(shape: tuple[int, ...], numbers: int = 1 << 22) -> int:
-    """Rows of a tensor of ``shape`` in a block of about ``numbers`` numbers (16 MB in float32)."""
+def rows_at_once(shape: tuple[int, ...], numbers: int = 1 << 19) -> int:
+    """Rows of a tensor of ``shape`` in a block of about ``numbers`` numbers (4 MB in float64)."""
     width = shape[1] if len(shape) > 1 else 1
     return max(1, numbers // max(1, width))

@@ -76,7 +76,7 @@ def test_a_quantised_base_is_merged_as_it_was_trained_on(
     reference, _, base = saved(model, r=4)
     merged = merge(reference, tmp_path / "out")
     assert merged.streamed
-    assert merged.quantisation is not None and 0.001 < merged.quantisation < 0.2
+    assert merged.quantisation is not None and 0.001 < merged.quantisation < 0.3
     kept = load_file(tmp_path / "out" / "model.safetensors")
     name = "model.layers.1.mlp.up_proj"
     factor = load_adapter(reference.folder, base).factors[name]

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from adapters.shapes import model_spec
 
 from lora_lab.adapters.ranks import as_yaml, suggest_ranks
 from lora_lab.adapters.subspace import Update, amplification, compare_adapters, phi, random_phi
-from lora_lab.methods import LowRank
+from lora_lab.methods import LowRank, attach
+from lora_lab.spec import MethodSpec, pairs
 
 
 def basis(d: int, r: int, seed: int) -> torch.Tensor:
@@ -96,11 +98,6 @@ def test_adapters_are_compared_by_role_and_layer(kind: str, saved: Callable[...,
 
 
 def test_suggested_ranks_are_a_method_section_that_makes_such_an_adapter(saved: Callable[..., Any]) -> None:
-    import yaml
-
-    from lora_lab.methods import attach
-    from lora_lab.spec import MethodSpec, pairs
-
     reference, attachment, base = saved(model_spec("llama"), r=6)
     with torch.no_grad():
         name = "model.layers.0.mlp.up_proj"
@@ -110,9 +107,6 @@ def test_suggested_ranks_are_a_method_section_that_makes_such_an_adapter(saved: 
     assert ranks[name] == 1 and max(ranks.values()) > 1
     tree = yaml.safe_load(as_yaml(ranks))["method"]
     again = attach(
-        base, MethodSpec(**tree | {"rank_pattern": pairs(tree["rank_pattern"]), "roles": reference_roles}), 0
+        base, MethodSpec(**tree | {"rank_pattern": pairs(tree["rank_pattern"]), "roles": attachment.spec.roles}), 0
     )
     assert {module: factor.rank for module, factor in again.factors.items()} == ranks
-
-
-reference_roles = ("query", "key", "value", "projection", "mlp", "head")
