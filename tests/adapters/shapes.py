@@ -36,8 +36,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def model_spec(kind: str, **fields: Any) -> ModelSpec:
+    """``fields`` are the spec's; ``head_dim`` is the architecture's."""
+    shape = {"head_dim": fields.pop("head_dim")} if "head_dim" in fields else {}
     fields = {"source": "random", "dtype": "float32"} | fields
-    return ModelSpec(kind, config=pairs(CONFIGS[kind] | {"model_type": kind}), **fields)
+    return ModelSpec(kind, config=pairs(CONFIGS[kind] | shape | {"model_type": kind}), **fields)
 
 
 def with_values(attachment: Attachment, size: float = 0.05, seed: int = 11) -> Attachment:

@@ -60,12 +60,12 @@ def test_the_ways_are_those_of_stock_peft(way: str, suffix: str, saved: Callable
     references = [
         saved(model_spec("llama"), f"a{i}", seed=i, r=4, alpha=8.0 + i, roles=("query", "value"))[0] for i in (0, 1)
     ]
-    found = combine(references, [1.0, 0.5], way + suffix, density=0.6, seed=3)
+    density = 1.0 if way.startswith("dare") else 0.6  # what DARE drops is drawn by another generator's state there
+    found = combine(references, [1.0, 0.5], way + suffix, density=density, seed=3)
     base = load(references[0].model)
     stock = PeftModel.from_pretrained(base.model, str(references[0].folder), adapter_name="one")
     stock.load_adapter(str(references[1].folder), adapter_name="two")
-    torch.manual_seed(3)
-    options = {} if way in ("linear", "cat", "svd") else {"density": 0.6}
+    options = {} if way in ("linear", "cat", "svd") else {"density": density}
     stock.add_weighted_adapter(["one", "two"], [1.0, 0.5], "both", combination_type=way + suffix, **options)
     for name, factor in found.attachment.factors.items():
         layer = stock.base_model.model.get_submodule(name)
@@ -73,12 +73,24 @@ def test_the_ways_are_those_of_stock_peft(way: str, suffix: str, saved: Callable
         torch.testing.assert_close(mine.detach(), layer.get_delta_weight("both").detach(), rtol=1e-4, atol=1e-6)
 
 
+def test_dare_drops_a_share_and_scales_the_rest_up_by_its_seed(saved: Callable[..., Any]) -> None:
+    reference = saved(model_spec("llama"), r=4, roles=("query", "mlp"))[0]
+    whole = combine([reference], [1.0], "linear").attachment.factors
+    runs = [combine([reference], [1.0], "dare_linear", density=0.5, seed=seed).attachment.factors for seed in (1, 1, 2)]
+    for name, factor in runs[0].items():
+        kept = factor.A != 0
+        assert 0.2 < float(kept.double().mean()) < 0.8
+        torch.testing.assert_close(factor.A[kept], 2 * whole[name].A[kept])
+        assert torch.equal(factor.A, runs[1][name].A)
+    assert any(not torch.equal(factor.A, runs[2][name].A) for name, factor in runs[0].items())
+
+
 def test_an_svd_is_the_best_of_its_rank_and_says_its_error(saved: Callable[..., Any]) -> None:
     references = [saved(model_spec("llama"), f"a{i}", seed=i, r=4, roles=("value",))[0] for i in (0, 1)]
     whole, less = combine(references, [1.0, 1.0]), combine(references, [1.0, 1.0], "svd", rank=3)
     kept = lost = 0.0
     for factor in whole.attachment.factors.values():
-        S = torch.linalg.svdvals((factor.B @ factor.A).double())
+        S = torch.linalg.svdvals((factor.B @ factor.A).detach().double())
         kept, lost = kept + float(S.square().sum()), lost + float(S[3:].square().sum())
         assert norm(factor) == pytest.approx(float(S.norm()))
     assert less.error == pytest.approx((lost / kept) ** 0.5, rel=1e-4)
