@@ -16,7 +16,6 @@ from lora_lab.adapters.gguf_files import export_adapter, export_model
 from lora_lab.adapters.merging import merge
 from lora_lab.errors import ModelError, SpecError
 
-
 READERS = {"qwen3": {"head_dim": 128}}
 """transformers' reader takes a Qwen3's head for one of its default width."""
 
