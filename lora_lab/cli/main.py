@@ -25,10 +25,12 @@ import lora_lab
 from lora_lab.errors import ConfigError, Interrupted, LoraLabError, nearest
 
 STUDY_VERBS = ("worker", "stop", "extend", "clone", "retry", "cancel", "export", "import", "prune-files")
+ADAPTER_VERBS = ("merge", "combine", "subspace", "generate", "chat", "latency")
 VERBS = (
     *("sweep", "train", "status", "report", "compare", "reproduce", "ui", "doctor"),
     *("plan", "measure", "data", "eval"),
     *STUDY_VERBS,
+    *ADAPTER_VERBS,
 )
 """In the order that ``--help`` shows them."""
 ALLOW_CODE = "allow_code=true"
