@@ -25,7 +25,7 @@ import lora_lab
 from lora_lab.errors import ConfigError, Interrupted, LoraLabError, nearest
 
 STUDY_VERBS = ("worker", "stop", "extend", "clone", "retry", "cancel", "export", "import", "prune-files")
-VERBS = ("sweep", "train", "status", "report", "compare", "ui", "doctor", "plan", "data", *STUDY_VERBS)
+VERBS = ("sweep", "train", "status", "report", "compare", "ui", "sync", "doctor", "plan", "data", *STUDY_VERBS)
 """In the order that ``--help`` shows them."""
 ALLOW_CODE = "allow_code=true"
 """Lets a configuration name Python functions of the user's (``data=callable``)."""

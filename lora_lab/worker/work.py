@@ -31,6 +31,7 @@ from lora_lab.spec import (
 )
 from lora_lab.worker import files, stages
 from lora_lab.worker.bases import BaseScores, base_scores, device_name, tokenised
+from lora_lab.worker.facts import Teller
 from lora_lab.worker.interrupt import Interrupt
 from lora_lab.worker.results import exact_matches, settle
 
@@ -104,6 +105,7 @@ class Worker:
     _crowd: int = 0
     """The most lanes there were in the pack at once."""
     _held: Task | None = None
+    _teller: Teller | None = None
     _base: BaseModel | None = None
     _data: dict[str, Tokenised] = field(default_factory=dict)
 
@@ -127,7 +129,7 @@ class Worker:
         pack = Pack(base, self.recorder, self, lanes, self.checkpoint_seconds, keep_checkpoints=self.keep_checkpoints)
         if lanes > 1:
             self.say(f"training up to {lanes} runs at once on {base.device}")
-        self._crowd = 0
+        self._crowd, self._teller = 0, Teller(base)
         try:
             for ends in pack.train(partial(self._job, first, base, pack)):
                 self._settle(ends, base, pack)
@@ -201,6 +203,8 @@ class Worker:
             stages.begin(self.run_folder(task.stage), folder, task.key)
         tokens = tokenised(base, task.spec, self._data)
         base_scores(pack.mount, task.spec, tokens, self.folder)
+        if self._teller is not None:
+            self._teller.begun(folder, tokens)
         stem = stages.stem_of(task.spec, task.spec.budget.total_steps(len(tokens.train))) if task.stem else None
         return LaneJob(task.id, in_smaller_parts(task.spec, task.halvings), tokens, folder, task.key, stem)
 
@@ -224,6 +228,8 @@ class Worker:
                 started=started,
             )
             result = self._said(task, result, end.lane.note if end.lane else None)
+            if end.lane is not None and self._teller is not None:
+                self._teller.ended(self.run_folder(task.id), end.lane, self._crowd)
             if end.paused:
                 self._tasks.pop(task.id)
                 self.queue.pause(task, result)
