@@ -12,9 +12,9 @@ from lora_lab.lazy import names
 
 if TYPE_CHECKING:
     from lora_lab.tracking.facts import DataFacts, Facts, read_facts
-    from lora_lab.tracking.links import Links, links
     from lora_lab.tracking.reader import read_store
     from lora_lab.tracking.record import origin
+    from lora_lab.tracking.routes import Links, links
     from lora_lab.tracking.spool import Spool
     from lora_lab.tracking.store import check, redact, resolve_uri, ui_command
     from lora_lab.tracking.tracker import Lag, Tracker, Untracked, open_tracker
@@ -44,12 +44,12 @@ __getattr__ = names(
         "DataFacts": "facts",
         "Facts": "facts",
         "Lag": "tracker",
-        "Links": "links",
+        "Links": "routes",
         "Spool": "spool",
         "Tracker": "tracker",
         "Untracked": "tracker",
         "check": "store",
-        "links": "links",
+        "links": "routes",
         "open_tracker": "tracker",
         "origin": "record",
         "read_facts": "facts",

@@ -48,6 +48,7 @@ class Experiment:
     def __init__(self, uri: str, name: str, connect: Callable[[str], Any] = connect) -> None:
         self.client = connect(uri)
         self.name = name
+        self.served = uri.startswith(("http://", "https://"))
         self.id = self._id(uri)
 
     def _id(self, uri: str) -> str:

@@ -12,6 +12,7 @@ import re
 import shutil
 import sys
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -62,9 +63,10 @@ def log_model(
 
 def write_model(folder: Path, adapter: Path, spec: RunSpec, run: str, model_id: str) -> None:
     """Write what MLflow's pyfunc flavour reads: ``MLmodel``, requirements, and the data for :data:`LOADER`."""
-    from mlflow import pyfunc
-    from mlflow.models import Model, ModelSignature
-    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MLflow 3.17 warns of its own type hints when it is imported
+        from mlflow.models import Model, ModelSignature
+        from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
     shutil.copytree(adapter, folder / DATA / "adapter")
     text = redact(json.dumps(to_tree(spec), indent=1))
@@ -75,12 +77,13 @@ def write_model(folder: Path, adapter: Path, spec: RunSpec, run: str, model_id: 
         params=ParamSchema([ParamSpec("max_new_tokens", "long", NEW_TOKENS)]),
     )
     model = Model(run_id=run, model_uuid=model_id, model_id=model_id, signature=signature)
-    pyfunc.add_to_model(model, loader_module=LOADER, data=DATA, python_env="python_env.yaml")
+    python = ".".join(map(str, sys.version_info[:3]))
+    environment = {"virtualenv": "python_env.yaml"}
+    model.add_flavor("python_function", loader_module=LOADER, data=DATA, env=environment, python_version=python)
     model.save(str(folder / "MLmodel"))
     versions = {package: origin().get(f"version.{package}") for package in PACKAGES if package not in ("optuna",)}
     lines = [f"{package.replace('_', '-')}=={version}" for package, version in versions.items() if version]
     (folder / "requirements.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    python = ".".join(map(str, sys.version_info[:3]))
     (folder / "python_env.yaml").write_text(
         f'python: "{python}"\nbuild_dependencies: [pip]\ndependencies: [-r requirements.txt]\n', encoding="utf-8"
     )
@@ -92,9 +95,13 @@ def register_best(experiment: Experiment, sweep: str, run: str, model_id: str) -
     if not client.search_registered_models(filter_string=f"name = '{name}'", max_results=1):
         client.create_registered_model(name, description=f"Adapters of the lora-lab sweep {redact(sweep)}")
     versions = client.search_model_versions(f"name = '{name}' and run_id = '{run}'")
-    version = versions[0] if versions else _version(client, name, model_id, run)
+    version = versions[0] if versions else _version(experiment, name, model_id, run)
     client.set_registered_model_alias(name, BEST, version.version)
 
 
-def _version(client: Any, name: str, model_id: str, run: str) -> Any:
-    return client.create_model_version(name, source=f"models:/{model_id}", run_id=run, model_id=model_id)
+def _version(experiment: Experiment, name: str, model_id: str, run: str) -> Any:
+    """A new version of the registered model; of a database MLflow 3.17 would look the place up in another store."""
+    source = f"models:/{model_id}"
+    if not experiment.served:
+        source = experiment.client.get_logged_model(model_id).artifact_location
+    return experiment.client.create_model_version(name, source=source, run_id=run, model_id=model_id)

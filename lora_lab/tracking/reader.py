@@ -93,6 +93,7 @@ def _result(data: Any, space: Space, info: Any) -> dict[str, Any]:
         "outcome": tags["outcome"],
         "point": point,
         "message": tags.get("message"),
+        "attempts": int(tags.get("attempts", 1)),
         "scores": {name.removeprefix("score."): v for name, v in metrics.items() if name.startswith("score.")},
         "started": info.start_time / 1000,
         "ended": info.end_time / 1000 if info.end_time else None,

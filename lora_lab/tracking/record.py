@@ -94,7 +94,7 @@ def final_metrics(result: RunResult) -> dict[str, float]:
     """Every number of a result but its identity; those that are also series stand as ``final_…`` too."""
     metrics: dict[str, float] = {}
     for name, value in vars(result).items():
-        if name in ("trial", "seed", "started", "ended"):
+        if name in ("trial", "seed", "attempts", "started", "ended"):
             continue
         if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
             metrics[name] = float(value)
@@ -149,7 +149,7 @@ def fact_tags(facts: Facts) -> dict[str, str]:
 
 def result_tags(result: RunResult) -> dict[str, str]:
     """The tags that a result adds."""
-    tags = {"outcome": str(result.outcome)}
+    tags = {"outcome": str(result.outcome), "attempts": str(result.attempts)}
     if result.message:
         tags["message"] = redact(result.message)[:TEXT_LIMIT]
     return tags

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_lab.spec import ROLES, Objective, TrackingSpec, pairs
+from lora_lab.spec import ROLES, EvaluationSpec, Objective, TrackingSpec, pairs
 from lora_lab.tracking import DataFacts, Facts, links, redact
 from lora_lab.tracking.logged import LOADER
 from lora_lab.tracking.uploader import Uploader
@@ -78,7 +78,9 @@ def test_scores_come_with_their_standard_errors(training, execution, client):
 
 
 def test_the_searched_settings_and_the_objective_come_first_by_name(training, execution, client, one):
-    training.sweep = dataclasses.replace(training.sweep, objective=Objective("exact_match", "maximize"))
+    base = dataclasses.replace(training.sweep.base, evaluation=EvaluationSpec(exact_match=True))
+    objective = Objective("exact_match", "maximize")
+    training.sweep = dataclasses.replace(training.sweep, base=base, objective=objective)
     run = sent(training, execution, client)[one]
     first = sorted(run.data.params)[:7]
     assert first == sorted(["axis.method.r", *(f"axis.method.roles.{role}" for role in ROLES)])
@@ -89,16 +91,18 @@ def test_the_searched_settings_and_the_objective_come_first_by_name(training, ex
 
 def test_an_adapter_is_a_model_with_a_signature_and_its_scores(training, execution, client, one, tmp_path):
     run = sent(training, execution, client)[one]
-    (model,) = client.search_logged_models([run.info.experiment_id], order_by=[{"field_name": "metrics.eval_loss"}])
+    (model,) = client.search_logged_models(
+        [run.info.experiment_id], order_by=[{"field_name": "metrics.final_eval_loss"}]
+    )
     assert model.source_run_id == run.info.run_id and model.name == f"{training.sweep.name}-{one}"
     assert str(model.status) == "READY"
     scores = {metric.key: metric.value for metric in model.metrics}
-    assert scores["eval_loss"] == 2.8 and scores["exact_match"] == 0.25
+    assert scores["final_eval_loss"] == 2.8 and scores["exact_match"] == 0.25
     assert [output.model_id for output in run.outputs.model_outputs] == [model.model_id]
 
     from mlflow.models import Model
 
-    written = Model.load(client._tracking_client.get_logged_model(model.model_id).artifact_location)
+    written = Model.load(model.artifact_location.removeprefix("file://"))
     assert [column.name for column in written.signature.inputs] == ["instruction", "input"]
     assert written.flavors["python_function"]["loader_module"] == LOADER
 
@@ -141,7 +145,7 @@ def test_links_lead_to_the_runs_of_the_sweep(training, execution, client, monkey
     identifier = client.get_experiment_by_name(execution.tracking.experiment).experiment_id
     assert found.table.startswith(f"/#/experiments/{identifier}/runs?searchFilter=")
     assert all(run.info.run_id in found.compare for name, run in runs.items() if name != training.sweep.name)
-    monkeypatch.setattr("lora_lab.tracking.links.COMPARED", 4)
+    monkeypatch.setattr("lora_lab.tracking.routes.COMPARED", 4)
     fewer = links(training.folder, execution.tracking.uri).compare
     assert sum(run.info.run_id in fewer for run in runs.values()) == 4
     assert links(training.folder, "http://elsewhere:1") is None
