@@ -20,8 +20,10 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+import psutil
 from permissions import ordinary
 
+POLL_SECONDS = 0.02
 PRELOAD = [
     "lora_lab.cli.main",
     "lora_lab.cli.sweep",
@@ -63,12 +65,21 @@ class Started:
 
     process: ForkServerProcess
     output: Path
+    _busy: float = 0.0
 
-    def wait(self, timeout: float = 120.0) -> int:
+    def wait(self, seconds: float = 300.0) -> int:
         """Its exit code; negative for a signal."""
-        self.process.join(timeout)
-        assert self.process.exitcode is not None, f"still running:\n{self.said()}"
+        until(lambda: self.process.exitcode is not None, f"its end:\n{self.said()}", seconds)
+        assert self.process.exitcode is not None
         return self.process.exitcode
+
+    @property
+    def busy_seconds(self) -> float:
+        """Processor time that it has spent: how long it worked, whatever else the machine had to do."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = psutil.Process(self.process.pid).cpu_times()
+            self._busy = times.user + times.system
+        return self._busy
 
     def send(self, number: signal.Signals) -> None:
         """Send it a signal."""
@@ -103,12 +114,13 @@ def start(
     return Started(process, output)
 
 
-def until(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> None:
-    """Wait for ``condition``."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"waited in vain for {what}"
-        time.sleep(0.02)
+def until(condition: Callable[[], Any], what: str, seconds: float = 300.0) -> None:
+    """Wait for ``condition``. Looks are counted: time in which this process stood still is nobody's delay."""
+    for _ in range(int(seconds / POLL_SECONDS)):
+        if condition():
+            return
+        time.sleep(POLL_SECONDS)
+    raise AssertionError(f"waited in vain for {what}")
 
 
 def _run(
@@ -121,7 +133,7 @@ def _run(
     sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
     os.environ |= {"COLUMNS": "120", "OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": ""}
-    faulthandler.dump_traceback_later(15, repeat=True)  # where it hangs, if it does
+    faulthandler.dump_traceback_later(120, repeat=True)  # where it hangs, if it does
     import torch
 
     torch.set_num_threads(1)

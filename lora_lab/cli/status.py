@@ -89,7 +89,8 @@ def status_tree(record: SweepRecord, results: Sequence[Mapping[str, Any]]) -> di
     found = standing(study) if study is not None else None
     planned_runs = found.planned_runs if found else record.planned_runs
     active = active_runs(record, {str(t["run"]) for t in results if t["outcome"] in SETTLED}, worker is not None)
-    state = "running" if worker else "done" if settled >= planned_runs else "paused"
+    branches = list(found.branches) if found else []
+    state = "running" if worker else "done" if settled >= planned_runs and not branches else "paused"
     return {
         "sweep": record.name,
         "folder": str(record.folder),
@@ -102,6 +103,8 @@ def status_tree(record: SweepRecord, results: Sequence[Mapping[str, Any]]) -> di
         "refused": {str(trial): why for trial, why in found.refused.items()} if found else {},
         "shared": found.shared if found else {},
         "waiting": list(found.waiting) if found else [],
+        "copies": {str(trial): list(origin) for trial, origin in found.copies.items()} if found else {},
+        "branches": branches,
         "planned_trials": found.planned_trials if found else record.planned_trials,
         "trials": len({tree["trial"] for tree in results}),
         "planned_runs": planned_runs,
@@ -257,6 +260,13 @@ def search_lines(tree: Mapping[str, Any]) -> list[str]:
         lines.append(f"{len(shared)} runs share the result of an equal run ({run} that of {other})")
     if tree["waiting"]:
         lines.append(f"{len(tree['waiting'])} trials are paused at a rung")
+    if copies := tree["copies"]:
+        trial, (of, step) = next(iter(copies.items()))
+        lines.append(
+            f"{len(copies)} trials are copies that go on from another (trial {trial} from {of} at step {step})"
+        )
+    if tree["branches"]:
+        lines.append(f"Branches that are still to be trained: {', '.join(tree['branches'])}")
     if tree["stopped"]:
         lines.append(f"No further trials: {tree['stopped']}")
     return lines

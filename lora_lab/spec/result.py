@@ -21,6 +21,8 @@ class Outcome(StrEnum):
     FAILED = "FAILED"
 
 
+FIRST_BRANCH = 100_000
+"""Branches (``extend``, ``clone``) are trials numbered from here, beside those of the sweep itself."""
 SETTLED = frozenset(Outcome) - {Outcome.PREEMPTED}
 """Outcomes after which a run is not trained again (a preempted run goes on later)."""
 

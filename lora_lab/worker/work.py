@@ -55,6 +55,8 @@ class Task(Protocol):
     @property
     def parent(self) -> str | None: ...
     @property
+    def parent_step(self) -> int | None: ...
+    @property
     def fresh_optimizer(self) -> bool: ...
     @property
     def stage(self) -> str | None: ...
@@ -198,7 +200,10 @@ class Worker:
         folder = self.run_folder(task.id)
         files.take_over(folder, task.attempt)
         if task.parent is not None:
-            files.branch(self.run_folder(task.parent), folder, task.key, fresh_optimizer=task.fresh_optimizer)
+            parent, step = self.run_folder(task.parent), task.parent_step
+            files.branch(parent, folder, task.key, step=step, fresh_optimizer=task.fresh_optimizer)
+            if step is not None:
+                self.queue.saved(task, step)  # the parent may go on
         elif task.stage is not None:
             stages.begin(self.run_folder(task.stage), folder, task.key)
         tokens = tokenised(base, task.spec, self._data)
