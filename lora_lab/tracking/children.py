@@ -228,9 +228,10 @@ class Children:
         self._tick()
         params = axis_params(self._sweep, run_params(spec)) | {"seed": str(spec.seed)}
         model = log_model(experiment, run, model_name(f"{self._sweep.name}-{name}"), adapter, spec, params)
-        if self._state.store.models.get(name) != model:
+        told = experiment.client.get_run(run).outputs  # MLflow would take the same output twice
+        if told is None or model not in [output.model_id for output in told.model_outputs]:
             experiment.client.log_outputs(run, [LoggedModelOutput(model, result.steps)])
-            self._state.store.models[name] = model
+        self._state.store.models[name] = model
         return model
 
     def _planned(self, spec: RunSpec, facts: Facts) -> Mapping[str, int]:
