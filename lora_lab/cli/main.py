@@ -27,7 +27,7 @@ from lora_lab.errors import ConfigError, Interrupted, LoraLabError, nearest
 STUDY_VERBS = ("worker", "stop", "extend", "clone", "retry", "cancel", "export", "import", "prune-files")
 ADAPTER_VERBS = ("merge", "combine", "subspace", "generate", "chat", "latency")
 VERBS = (
-    *("sweep", "train", "status", "report", "compare", "reproduce", "ui", "doctor"),
+    *("sweep", "train", "status", "report", "compare", "reproduce", "ui", "sync", "doctor"),
     *("plan", "measure", "data", "eval"),
     *STUDY_VERBS,
     *ADAPTER_VERBS,

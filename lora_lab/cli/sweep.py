@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
 
     from lora_lab.config import Composed
     from lora_lab.study import Study
+    from lora_lab.tracking import Lag
 
 HELP = "run a sweep, or go on with it where it was stopped"
 EXAMPLE = "lora-lab sweep rank_alpha 'sweep.space={method.r: {choices: [4, 16]}}' sweep.repeats=3"
@@ -107,18 +107,16 @@ def _check_input(composed: Composed) -> None:
 def _train(composed: Composed, study: Study, console: Console, command: str) -> None:
     from lora_lab.cli.progress import Progress
     from lora_lab.launch import local, supervise
-    from lora_lab.study.lines import file_lock
+    from lora_lab.launch.uploading import Uploading
     from lora_lab.study.state import CANCELLED
-    from lora_lab.tracking import Untracked, open_tracker
 
     sweep, execution = composed.sweep, composed.execution
     counts = study.counts()
     _say_store(composed, console)
-    stack = contextlib.ExitStack()
-    # One process sends what all workers write; a second one would send it twice.
-    mine = stack.enter_context(file_lock(Path(execution.folder) / ".tracking.lock", wait=False))
-    tracker = open_tracker(sweep, execution) if mine else Untracked()
-    tracker.start()
+    uploading = Uploading(sweep, execution) if execution.tracking.name != "none" else None
+    if uploading is not None:
+        uploading.start()
+    finished = False
     try:
         with Progress(console, counts.planned_runs, counts.runs, paths=sweep.space.paths) as progress:
             if counts.runs:
@@ -128,15 +126,9 @@ def _train(composed: Composed, study: Study, console: Console, command: str) -> 
             else:
                 finished = supervise.run(execution, study, progress, say=progress.say, settled=progress.set_done)
     finally:
-        lag = tracker.close()
-        stack.close()
+        lag = uploading.close(report=finished) if uploading is not None else None
     if lag:
-        console.print(
-            f"MLflow has not got {lag.runs} runs yet ({lag.error or 'it was too slow'}); nothing is lost, "
-            "the same command sends them.",
-            style="yellow",
-            soft_wrap=True,
-        )
+        _say_lag(lag, execution.folder, console)
     done = study.counts()
     if done.halted == CANCELLED:
         raise Interrupted(f"Cancelled; {done.runs} of {done.planned_runs} runs are settled. Go on with: {command}")
@@ -154,13 +146,29 @@ def _train(composed: Composed, study: Study, console: Console, command: str) -> 
 
 def _catch_up(composed: Composed, console: Console) -> None:
     """Send what an earlier start could not: a finished sweep may still owe runs to MLflow."""
+    from lora_lab.cli.sync import predicted, write_report
+    from lora_lab.study.lines import file_lock
     from lora_lab.tracking import open_tracker
 
-    tracker = open_tracker(composed.sweep, composed.execution)
-    tracker.start()
-    lag = tracker.close()
+    folder = Path(composed.execution.folder)
+    if composed.execution.tracking.name == "none":
+        return
+    with file_lock(folder / ".tracking.lock", wait=False) as mine:
+        if not mine:  # another process is sending it
+            return
+        best = write_report(folder)
+        lag = open_tracker(composed.sweep, composed.execution, predict=predicted).close(best=best)
     if lag:
-        console.print(f"MLflow has not got {lag.runs} runs yet ({lag.error}).", style="yellow", soft_wrap=True)
+        _say_lag(lag, str(folder), console)
+
+
+def _say_lag(lag: Lag, folder: str, console: Console) -> None:
+    console.print(
+        f"MLflow has not got {lag.runs} runs yet ({lag.error or 'it was too slow'}); nothing is lost, "
+        f"the same command sends them, and so does: {typed(['lora-lab', 'sync', folder])}",
+        style="yellow",
+        soft_wrap=True,
+    )
 
 
 def _say_store(composed: Composed, console: Console) -> None:

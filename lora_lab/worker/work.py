@@ -34,6 +34,7 @@ from lora_lab.spec import (
 from lora_lab.worker import files, stages
 from lora_lab.worker.bases import BaseScores, base_scores, device_name, held_bytes, tokenised
 from lora_lab.worker.capacity import Capacity, device_label, in_smaller_parts
+from lora_lab.worker.facts import Teller
 from lora_lab.worker.interrupt import Interrupt
 from lora_lab.worker.results import Memory, settle
 from lora_lab.worker.scoring import score_lanes
@@ -116,6 +117,7 @@ class Worker:
     _crowd: int = 0
     """The most lanes there were in the pack at once."""
     _held: Task | None = None
+    _teller: Teller | None = None
     _base: BaseModel | None = None
     _data: dict[str, Tokenised] = field(default_factory=dict)
 
@@ -149,7 +151,7 @@ class Worker:
         )
         if lanes > 1:
             self.say(f"training up to {lanes} runs at once on {base.device}, in {show_size(most)}")
-        self._crowd = 0
+        self._crowd, self._teller = 0, Teller(base)
         try:
             for ends in pack.train(partial(self._job, first, base, pack)):
                 self._settle(ends, base, pack)
@@ -240,6 +242,8 @@ class Worker:
             self._before = max(0, held_bytes(base) - self.capacity.weights(task.spec))
         predicted = self.capacity.predicted([self._specs[run] for run in self._tasks]) or 0
         self._predicted |= {run: max(predicted, self._predicted.get(run, 0)) for run in self._tasks}
+        if self._teller is not None:
+            self._teller.begun(folder, tokens)
         stem = stages.stem_of(task.spec, task.spec.budget.total_steps(len(tokens.train))) if task.stem else None
         return LaneJob(task.id, self._specs[task.id], tokens, folder, task.key, stem)
 
@@ -265,6 +269,8 @@ class Worker:
                 memory=Memory(self._predicted.get(task.id, 0), self._before, device_label(self.capacity.device)),
             )
             result = self._said(task, result, end.lane.note if end.lane else None)
+            if end.lane is not None and self._teller is not None:
+                self._teller.ended(self.run_folder(task.id), end.lane, self._crowd)
             if end.paused:
                 self._forget(task.id)
                 self.queue.pause(task, result)
