@@ -24,7 +24,7 @@ from typing import NoReturn, Protocol, cast
 import lora_lab
 from lora_lab.errors import ConfigError, Interrupted, LoraLabError, nearest
 
-STUDY_VERBS = ("worker", "stop", "extend", "clone", "retry", "cancel", "export", "import", "prune-files")
+STUDY_VERBS = ("worker", "workers", "stop", "extend", "clone", "retry", "cancel", "export", "import", "prune-files")
 VERBS = ("sweep", "train", "status", "report", "compare", "ui", "doctor", "plan", "data", *STUDY_VERBS)
 """In the order that ``--help`` shows them."""
 ALLOW_CODE = "allow_code=true"
