@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     folder = Path(execution.folder)
     figures = figures_on(execution.device)
     with Study.join(folder, execution.storage, name, execution.launcher, figures, allow_code=args.allow_code) as study:
-        _say(f"working on {study.sweep.name} in {folder}")
+        _say(f"working on {study.sweep.name} in {folder}, process {os.getpid()}")
         done = local.run(study.sweep, execution, study, Tee([]), say=_say, settled=lambda runs: None)
         counts = study.counts()
     if not done:

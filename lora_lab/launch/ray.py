@@ -94,7 +94,7 @@ class Ray:
         return found
 
     def stop(self, jobs: Sequence[Job]) -> None:
-        """See :class:`~lora_lab.launch.launcher.Launcher`. An actor that waits for a place is taken out of the queue."""
+        """See :class:`~lora_lab.launch.launcher.Launcher`. One that waits leaves the queue."""
         states = self.states(jobs)
         for job in jobs:
             if states[job.id] is JobState.RUNNING and (actor := _actor(job.id)) is not None:

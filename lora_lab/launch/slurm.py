@@ -119,6 +119,15 @@ class Slurm:
         return log.with_name(f"{job.id}_0_result.pkl").exists()
 
 
+def partitions() -> set[str]:
+    """The cluster's partitions.
+
+    Raises:
+        LauncherError: Slurm does not answer.
+    """
+    return {name.rstrip("*") for name in _call("sinfo", "--noheader", "--format=%P").split()}
+
+
 def script(execution: Execution) -> str:
     """The script that ``sbatch`` would be given; nothing is submitted, and Slurm need not be here.
 
@@ -128,10 +137,9 @@ def script(execution: Execution) -> str:
     _submitit()
     from submitit.slurm.slurm import _make_sbatch_string
 
-    command = shlex.join([*interpreter(execution), "-u", "-m", "submitit.core._submit", str(_logs(execution))])
-    return str(
-        _make_sbatch_string(command, _logs(execution), map_count=execution.launcher.jobs, **parameters(execution))
-    )
+    logs = Path(execution.folder).absolute() / "logs" / "slurm"
+    command = shlex.join([*interpreter(execution), "-u", "-m", "submitit.core._submit", str(logs)])
+    return str(_make_sbatch_string(command, logs, map_count=execution.launcher.jobs, **parameters(execution)))
 
 
 def parameters(execution: Execution) -> dict[str, Any]:
