@@ -100,7 +100,7 @@ def _appends(place: Path) -> Iterator[str]:
     file = place / "lines"
     file.touch()
     crowd = [_start(APPEND, str(file), who, str(TRIES)) for who in ("a", "b")]
-    if any([process.wait(SECONDS) for process in crowd]):
+    if sum(abs(process.wait(SECONDS)) for process in crowd):
         yield "appending under a lock fails"
         return
     counts = [int(line.split()[1]) for line in file.read_text().splitlines()]
@@ -128,7 +128,7 @@ def _deletes(place: Path) -> Iterator[str]:
     file = place / "gone"
     file.touch()
     file.unlink()
-    if file.name in os.listdir(place):
+    if file in place.iterdir():
         yield "a deleted file is still listed"
 
 
