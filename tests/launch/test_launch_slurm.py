@@ -35,8 +35,8 @@ def test_the_script_says_what_was_asked_for_and_no_password(tmp_path: Path) -> N
     said = {line.removeprefix("#SBATCH --") for line in text.splitlines() if line.startswith("#SBATCH")}
     assert said >= {
         "account=mine", "array=0-3%4", "constraint=a100", "cpus-per-task=6", "gpus-per-node=8",
-        "job-name=lora-lab-demo", "mem=64000M", "nodes=1", "ntasks-per-node=8", "open-mode=append", "partition=gpu", "requeue",
-        "signal=USR2@120", "time=60",
+        "job-name=lora-lab-demo", "mem=64000M", "nodes=1", "ntasks-per-node=8", "open-mode=append", "partition=gpu",
+        "requeue", "signal=USR2@120", "time=60",
     }  # fmt: skip
     assert "module load cuda\nsource /shared/venv/bin/activate\n" in text
     assert "hunter2" not in text and not (tmp_path / "runs").exists()
