@@ -37,7 +37,7 @@ def test_images_are_pinned_small_not_root_and_healthy(name: str) -> None:
     text = (DOCKER / name).read_text()
     last = text.rpartition("\nFROM ")[2]
     assert re.findall(r"^FROM (\S+)", text, re.MULTILINE) == ["debian:bookworm-20251117-slim"] * 2
-    assert re.search(r"^USER lora$", last, re.MULTILINE) and re.search(r"^HEALTHCHECK ", last, re.MULTILINE)
+    assert re.search(r"^USER 10001$", last, re.MULTILINE) and re.search(r"^HEALTHCHECK ", last, re.MULTILINE)
     assert "pip install" not in last, "pip's leftovers stay in the first stage"
     makefile = (ROOT / "Makefile").read_text()
     for variable in ("TORCH", "SMOLLM2"):

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import psutil
 from slurm_cluster import Slurm
@@ -21,6 +21,8 @@ class World:
 
     settings: tuple[str, ...]
     preempt: Callable[[Job, int], None]
+    variables: dict[str, str] = field(default_factory=dict)
+    """Of the environment of commands."""
 
 
 def local() -> World:
@@ -35,10 +37,10 @@ def slurm(there: Slurm) -> World:
     def preempt(job: Job, pid: int) -> None:
         node = there.call("squeue", "-h", "-j", job.id, "-o", "%N").strip()
         words = ["sbatch", "-p", "high", "-w", node, "-o", "/dev/null", "--wrap", "sleep 1"]
-        subprocess.run(words, check=True, capture_output=True, cwd="/tmp")
+        subprocess.run(words, env=os.environ | there.environment, check=True, capture_output=True, cwd="/tmp")
 
     settings = ("launcher=slurm", "launcher.nodes=2", "launcher.grace_seconds=30", "launcher.time=5")
-    return World(settings, preempt)
+    return World(settings, preempt, there.environment)
 
 
 def ray(address: str) -> World:

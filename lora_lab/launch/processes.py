@@ -42,6 +42,9 @@ class Processes:
     def kill(self, jobs: Sequence[Job]) -> None:
         """See :class:`~lora_lab.launch.launcher.Launcher`."""
         self._send(jobs, signal.SIGKILL)
+        for job in jobs:
+            if job.id in self._children:
+                self._children[job.id].wait()
 
     def close(self) -> None:
         """Nothing is held open."""

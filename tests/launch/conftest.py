@@ -26,13 +26,10 @@ def ray_nodes() -> Iterator[Any]:
 
 
 @pytest.fixture(params=["local", "slurm", "ray"])
-def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> worlds.World:
+def world(request: pytest.FixtureRequest) -> worlds.World:
     """A launcher and what is around it."""
     if request.param == "slurm":
-        there: Slurm = request.getfixturevalue("slurm")
-        for name, value in there.environment.items():
-            monkeypatch.setenv(name, value)
-        return worlds.slurm(there)
+        return worlds.slurm(request.getfixturevalue("slurm"))
     if request.param == "ray":
         return worlds.ray(request.getfixturevalue("ray_nodes").address)
     return worlds.local()

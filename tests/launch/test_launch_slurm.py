@@ -60,7 +60,7 @@ def test_what_slurm_refuses_is_said_and_doctor_sees_it(
     slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_CONF", slurm.environment["SLURM_CONF"])
-    done = start(tmp_path, *SWEEP, "launcher=slurm", "launcher.partition=nowhere")
+    done = start(tmp_path, *SWEEP, "launcher=slurm", "launcher.partition=nowhere", variables=slurm.environment)
     assert done.wait() == 2 and "sbatch refuses the job" in done.said() and "invalid partition" in done.said().lower()
     for partition, status in (("nowhere", "fail"), ("high", "ok")):
         spec = LauncherSpec(name="slurm", partition=partition)
