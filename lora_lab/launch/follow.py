@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lora_lab.errors import Interrupted, RunFailed
+from lora_lab.errors import Interrupted, LauncherError, RunFailed
 from lora_lab.launch.jobs import Jobs
 from lora_lab.launch.launcher import Job, JobState, Launcher, launcher_for
 from lora_lab.spec import Execution, Recorder
@@ -18,6 +19,10 @@ from lora_lab.worker.interrupt import Interrupt
 
 RESTARTS = 3
 """How often the job at a place is started again after it was lost."""
+PATIENCE = 15 * 60.0
+"""Seconds that a scheduler may be away before following ends; its jobs do not end with it."""
+
+log = logging.getLogger(__name__)
 
 
 def begin(execution: Execution, launcher: Launcher, *, say: Callable[[str], None]) -> list[Job]:
@@ -68,22 +73,29 @@ def run(
         seen = {result.run for result in study.results()}
         restarts: Counter[int] = Counter()
         mine: list[Job] = []
+        states: dict[str, JobState] = {}
+        heard = time.monotonic()
         try:
             while True:
                 mine = list(jobs.latest(execution.launcher.name).values())
-                states = launcher.states(mine)
+                try:
+                    states, heard = launcher.states(mine), time.monotonic()
+                except LauncherError as error:  # a scheduler that is restarted, say: workers do not need it
+                    if time.monotonic() - heard > PATIENCE:
+                        raise
+                    log.info("the launcher does not answer, it is asked again: %s", error)
                 _tell(study, recorder, seen, settled)
                 if not study.waiting():
-                    launcher.stop([job for job in mine if states[job.id] is JobState.WAITING])
-                    mine = [job for job in mine if states[job.id] is JobState.RUNNING]
+                    launcher.stop([job for job in mine if states.get(job.id) is JobState.WAITING])
+                    mine = [job for job in mine if states.get(job.id) is JobState.RUNNING]
                     return _ended(launcher, mine, execution.launcher.grace_seconds, interrupt)
-                lost = [job for job in mine if states[job.id] is JobState.LOST and restarts[job.place] < RESTARTS]
+                lost = [job for job in mine if states.get(job.id) is JobState.LOST and restarts[job.place] < RESTARTS]
                 if lost:
                     restarts.update(job.place for job in lost)
                     for job in lost:
                         say(f"worker {job.place} is lost (see {Path(execution.folder) / job.log}); it is started again")
                     _start(launcher, jobs, [job.place for job in lost], say)
-                elif not any(state.alive for state in states.values()):
+                elif not any(state.alive for state in states.values()) and states:
                     break
                 interrupt.wait(execution.launcher.poll_seconds)
                 if interrupt.requested:
