@@ -24,7 +24,7 @@ from typing import NoReturn, Protocol, cast
 import lora_lab
 from lora_lab.errors import ConfigError, Interrupted, LoraLabError, nearest
 
-STUDY_VERBS = ("worker", "stop", "extend", "clone", "retry", "cancel", "export", "import", "prune-files")
+STUDY_VERBS = ("worker", "workers", "stop", "extend", "clone", "retry", "cancel", "export", "import", "prune-files")
 ADAPTER_VERBS = ("merge", "combine", "subspace", "generate", "chat", "latency")
 VERBS = (
     *("sweep", "train", "status", "report", "compare", "reproduce", "ui", "sync", "doctor"),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_lab.cli.commands import typed
-from lora_lab.errors import Interrupted, RunFailed
+from lora_lab.errors import ConfigError, Interrupted, RunFailed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,6 +26,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides, e.g. model=tiny")
     parser.add_argument(
         "--fresh", action="store_true", help="start over under a new name; the former sweep stays as it is"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="with launcher=slurm: print the script that sbatch would get, and stop"
     )
 
 
@@ -47,8 +50,12 @@ def run(args: argparse.Namespace) -> int:
         overrides += _fresh(composed)
         composed = compose_sweep(args.sweep, overrides)
     console = Console(highlight=False)
+    if args.dry_run:
+        print(_script(composed))
+        return 0
     carry_out(composed, console, typed(["lora-lab", "sweep", args.sweep, *overrides]))
-    _finish(composed, console)
+    if composed.execution.launcher.follow:
+        _finish(composed, console)
     return 0
 
 
@@ -80,6 +87,9 @@ def carry_out(composed: Composed, console: Console, command: str) -> None:
         left = counts.planned_runs - counts.runs
         if left > 0:
             _check_input(composed)
+            if not execution.launcher.follow:
+                _begin(composed, console)
+                return
             _train(composed, study, console, command)
         else:
             console.print(f"Nothing is left to do: all {counts.planned_runs} runs are settled.", soft_wrap=True)
@@ -104,9 +114,36 @@ def _check_input(composed: Composed) -> None:
     check_runs(points_to_check(composed.sweep), composed.execution.device)
 
 
+def _script(composed: Composed) -> str:
+    if composed.execution.launcher.name != "slurm":
+        raise ConfigError(
+            f"--dry-run shows Slurm's script; launcher={composed.execution.launcher.name} has none. "
+            "For what a sweep would take, use `lora-lab plan`."
+        )
+    from lora_lab.launch.slurm import script
+
+    return script(composed.execution)
+
+
+def _begin(composed: Composed, console: Console) -> None:
+    """Start the workers and leave them alone."""
+    from lora_lab.launch.follow import begin
+    from lora_lab.launch.launcher import launcher_for
+
+    launcher = launcher_for(composed.execution)
+    try:
+        if not launcher.survives:
+            raise ConfigError("launcher.follow=false: these workers end with this command; leave it out.")
+        begin(composed.execution, launcher, say=lambda text: console.print(text, soft_wrap=True))
+    finally:
+        launcher.close()
+    console.print(f"See how it is with: {typed(['lora-lab', 'status', composed.execution.folder])}", soft_wrap=True)
+    console.print("The sweep's command without launcher.follow=false follows them, and prints the table.")
+
+
 def _train(composed: Composed, study: Study, console: Console, command: str) -> None:
     from lora_lab.cli.progress import Progress
-    from lora_lab.launch import local, supervise
+    from lora_lab.launch import follow, local
     from lora_lab.launch.uploading import Uploading
     from lora_lab.study.state import CANCELLED
 
@@ -121,10 +158,10 @@ def _train(composed: Composed, study: Study, console: Console, command: str) -> 
         with Progress(console, counts.planned_runs, counts.runs, paths=sweep.space.paths) as progress:
             if counts.runs:
                 progress.say(f"going on: {counts.runs} of {counts.planned_runs} runs are settled")
-            if execution.launcher.workers == 1:
+            if execution.launcher.name == "local" and execution.launcher.workers == 1:
                 finished = local.run(sweep, execution, study, progress, say=progress.say, settled=progress.set_done)
             else:
-                finished = supervise.run(execution, study, progress, say=progress.say, settled=progress.set_done)
+                finished = follow.run(execution, study, progress, say=progress.say, settled=progress.set_done)
     finally:
         lag = uploading.close(report=finished) if uploading is not None else None
     if lag:
