@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-import yaml
 from simulated import Simulated
 from test_docs import FENCE
 
