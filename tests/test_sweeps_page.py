@@ -64,10 +64,9 @@ def test_the_page_shows_every_sampler_pruner_and_stop_rule():
 
 
 def test_the_page_shows_every_kind_of_domain():
-    (tree,) = [
-        yaml.safe_load(text)["sweep"] for language, text in FENCE.findall(PAGE.read_text()) if language == "yaml"
-    ]
-    space = Space.from_tree(tree["space"])
+    (text,) = [text for language, text in FENCE.findall(PAGE.read_text(encoding="utf-8")) if language == "yaml"]
+    tree = OmegaConf.to_container(OmegaConf.create(text))
+    space = Space.from_tree(tree["sweep"]["space"])
     kinds = {type(domain) for _, domain in space.domains}
     ranges = [domain for _, domain in space.domains if isinstance(domain, (IntRange, FloatRange))]
     assert kinds == set(get_args(Domain)) and space.conditions
