@@ -20,7 +20,7 @@ from lora_lab.analysis import (
     results_frame,
 )
 from lora_lab.analysis.front import front_grid
-from lora_lab.analysis.grouping import BASE_METRICS
+from lora_lab.analysis.grouping import base_metric
 from lora_lab.analysis.naming import OUTCOME_WORDS
 from lora_lab.cli.commands import typed
 from lora_lab.spec import SETTLED, Outcome
@@ -99,7 +99,8 @@ def best_lines(record: SweepRecord, frame: pd.DataFrame, best: Best) -> list[str
     for metric in dict.fromkeys([best.metric, "eval_loss", "exact_match"]):
         values = runs[metric].dropna()
         if len(values):
-            base = frame[BASE_METRICS[metric]].dropna() if metric in BASE_METRICS else values.head(0)
+            column = base_metric(metric)
+            base = frame[column].dropna() if column in frame else values.head(0)
             beside = f" (base model {base.mean():.3f})" if len(base) else ""
             scores.append(f"{metric} {values.mean():.3f}{beside}")
     lines = [f"Best: {best.configuration.name or 'the base settings'}: {', '.join(scores)}"]

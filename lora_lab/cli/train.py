@@ -134,6 +134,12 @@ def outcome_lines(result: RunResult, folder: Path) -> list[str]:
     if result.exact_match is not None:
         base = f"{result.base_exact_match:.3f} -> " if result.base_exact_match is not None else ""
         lines.append(f"exact match  {base}{result.exact_match:.3f}")
+    before = dict(result.base_scores)
+    for name, value in result.scores:
+        error = dict(result.scores).get(f"{name}_stderr")
+        if error is not None:
+            base = f"{before[name]:.4f} -> " if name in before else ""
+            lines.append(f"{name}  {base}{value:.4f} ± {error:.4f}")
     lines.append(f"steps        {result.steps}, {result.tokens:,} tokens, {result.seconds:.0f} s")
     if result.adapter is not None:
         lines.append(f"adapter      {folder / result.adapter}")

@@ -295,7 +295,7 @@ def noise_of(seed: int, step: int, turn: int) -> int:
 
 
 def _tree(metrics: EvalMetrics | None) -> dict[str, Any] | None:
-    return None if metrics is None else dict(vars(metrics))
+    return None if metrics is None else {name: value for name, value in vars(metrics).items() if name != "scores"}
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

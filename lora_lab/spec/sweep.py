@@ -106,6 +106,13 @@ class Sweep:
                 raise SpecError(
                     "sweep.objective.metric=exact_match: data.name=text has no answers; optimise eval_loss."
                 )
+        for metric in (o.metric for o in self.targets if o.metric.startswith("scores.")):
+            task = metric.split(".")[1]
+            if task not in (*self.base.evaluation.tasks, "exact_match") and "evaluation.tasks" not in self.space.paths:
+                raise SpecError(
+                    f"sweep.objective.metric={metric}: {task} is not scored; add it to evaluation.tasks, which has "
+                    f"{', '.join(self.base.evaluation.tasks) or 'nothing'}."
+                )
         if self.objectives and (self.max_repeats is not None or self.stop.target is not None):
             raise SpecError("sweep.objectives: racing and sweep.stop.target need a single sweep.objective.")
 

@@ -23,6 +23,7 @@ class _Single:
     point: Mapping[str, Any]
     spec: RunSpec
     parent: str | None = None
+    parent_step: int | None = None
     stage: str | None = None
     stem: bool = False
     fresh_optimizer: bool = False

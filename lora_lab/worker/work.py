@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -12,16 +12,18 @@ from typing import Any, Protocol
 
 from lora_lab import models
 from lora_lab.data import Tokenised
-from lora_lab.engine.lane import LaneJob
+from lora_lab.engine.lane import Lane, LaneJob
 from lora_lab.engine.pack import CHECKPOINT_SECONDS, LaneEnd, Pack
 from lora_lab.errors import StorageError, SweepFolderError
 from lora_lab.models import BaseModel
+from lora_lab.packing.paths import Mount
 from lora_lab.spec import (
     SETTLED,
     EvalMetrics,
     ModelSpec,
     Order,
     Outcome,
+    Pairs,
     Recorder,
     RunResult,
     RunSpec,
@@ -32,8 +34,10 @@ from lora_lab.spec import (
 from lora_lab.worker import files, stages
 from lora_lab.worker.bases import BaseScores, base_scores, device_name, held_bytes, tokenised
 from lora_lab.worker.capacity import Capacity, device_label, in_smaller_parts
+from lora_lab.worker.facts import Teller
 from lora_lab.worker.interrupt import Interrupt
-from lora_lab.worker.results import Memory, exact_matches, settle
+from lora_lab.worker.results import Memory, settle
+from lora_lab.worker.scoring import score_lanes
 
 IDLE_SECONDS = 0.5
 """Between two questions for a run while all that are left are with other workers."""
@@ -54,6 +58,8 @@ class Task(Protocol):
     def key(self) -> str: ...
     @property
     def parent(self) -> str | None: ...
+    @property
+    def parent_step(self) -> int | None: ...
     @property
     def fresh_optimizer(self) -> bool: ...
     @property
@@ -111,6 +117,7 @@ class Worker:
     _crowd: int = 0
     """The most lanes there were in the pack at once."""
     _held: Task | None = None
+    _teller: Teller | None = None
     _base: BaseModel | None = None
     _data: dict[str, Tokenised] = field(default_factory=dict)
 
@@ -133,10 +140,18 @@ class Worker:
         most = self.capacity.free  # before the weights take their share of it
         lanes = 1 if first.alone else self.lanes
         base = self._resident(first.spec.model)
-        pack = Pack(base, self.recorder, self, lanes, self.checkpoint_seconds, keep_checkpoints=self.keep_checkpoints)
+        pack = Pack(
+            base,
+            self.recorder,
+            self,
+            lanes,
+            self.checkpoint_seconds,
+            keep_checkpoints=self.keep_checkpoints,
+            score=self._score,
+        )
         if lanes > 1:
             self.say(f"training up to {lanes} runs at once on {base.device}, in {show_size(most)}")
-        self._crowd = 0
+        self._crowd, self._teller = 0, Teller(base)
         try:
             for ends in pack.train(partial(self._job, first, base, pack)):
                 self._settle(ends, base, pack)
@@ -215,7 +230,10 @@ class Worker:
         folder = self.run_folder(task.id)
         files.take_over(folder, task.attempt)
         if task.parent is not None:
-            files.branch(self.run_folder(task.parent), folder, task.key, fresh_optimizer=task.fresh_optimizer)
+            parent, step = self.run_folder(task.parent), task.parent_step
+            files.branch(parent, folder, task.key, step=step, fresh_optimizer=task.fresh_optimizer)
+            if step is not None:
+                self.queue.saved(task, step)  # the parent may go on
         elif task.stage is not None:
             stages.begin(self.run_folder(task.stage), folder, task.key)
         tokens = tokenised(base, task.spec, self._data)
@@ -224,6 +242,8 @@ class Worker:
             self._before = max(0, held_bytes(base) - self.capacity.weights(task.spec))
         predicted = self.capacity.predicted([self._specs[run] for run in self._tasks]) or 0
         self._predicted |= {run: max(predicted, self._predicted.get(run, 0)) for run in self._tasks}
+        if self._teller is not None:
+            self._teller.begun(folder, tokens)
         stem = stages.stem_of(task.spec, task.spec.budget.total_steps(len(tokens.train))) if task.stem else None
         return LaneJob(task.id, self._specs[task.id], tokens, folder, task.key, stem)
 
@@ -233,14 +253,15 @@ class Worker:
         for end in ends:
             if end not in mine:
                 self.queue.put_back(self._forget(end.job.run))
-        matches = exact_matches(pack.mount, mine)
+        whole = [end.lane for end in mine if end.lane is not None and end.outcome is Outcome.COMPLETED]
+        scored = score_lanes(pack.mount, whole)
         for end in mine:
             task, started = self._tasks[end.job.run]
             result = settle(
                 as_pruned(end) if end.paused else end,
                 base=base,
                 scores=self._scores(end, pack),
-                match=matches.get(end.job.run),
+                scored=scored.get(end.job.run),
                 trial=task.trial,
                 point=task.point,
                 folder=self.folder,
@@ -248,6 +269,8 @@ class Worker:
                 memory=Memory(self._predicted.get(task.id, 0), self._before, device_label(self.capacity.device)),
             )
             result = self._said(task, result, end.lane.note if end.lane else None)
+            if end.lane is not None and self._teller is not None:
+                self._teller.ended(self.run_folder(task.id), end.lane, self._crowd)
             if end.paused:
                 self._forget(task.id)
                 self.queue.pause(task, result)
@@ -255,6 +278,13 @@ class Worker:
                 continue
             files.finish(end.lane, result.outcome, keep=self.keep_checkpoints)
             self._end(task, result)
+
+    @staticmethod
+    def _score(mount: Mount, lanes: Sequence[Lane]) -> dict[str, Pairs]:
+        """What lanes that train on are scored by, for the engine."""
+        found = score_lanes(mount, lanes)
+        whole = {run: {} if one.exact_match is None else {"exact_match": one.exact_match} for run, one in found.items()}
+        return {run: pairs(whole[run] | dict(one.scores)) for run, one in found.items()}
 
     def _end(self, task: Task, result: RunResult) -> None:
         """Settle a run, or put it back to be gone on with or tried in another way."""
