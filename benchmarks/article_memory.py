@@ -76,7 +76,7 @@ DIFFERENCES = {
 
 @dataclass(frozen=True)
 class Row:
-    """A figure of the article beside its prediction; bytes of two GPUs' shares where ``gpus`` is 2."""
+    """A figure of the article beside its prediction; where ``gpus`` is 2, what is held all the time is halved."""
 
     name: str
     planned: Plan
@@ -86,8 +86,11 @@ class Row:
     @property
     def parts(self) -> dict[str, float]:
         """Predicted bytes by part on one GPU: sharded, what is held all the time is divided."""
-        held = ("weights", "gradients", "optimizer", "adapters")
-        return {part: size / (self.gpus if part in held else 1) for part, size in self.planned.parts.items() if size}
+        held = ("gradients", "optimizer", "adapters", "workspace")  # the last is the optimizer's, at this peak
+        parts = {part: size / (self.gpus if part in held else 1) for part, size in self.planned.parts.items() if size}
+        if self.gpus > 1:
+            parts.pop("weights")  # the frozen base that this program keeps beside what trains
+        return parts
 
     @property
     def predicted(self) -> float:
@@ -128,10 +131,18 @@ def causes(name: str, spec: RunSpec) -> dict[str, float | None]:
         return {"layers that FSDP gathers and prefetches": float(gathered), "all logits": logits_of_lit_gpt(spec)}
     found: dict[str, float | None] = {"all logits": logits_of_lit_gpt(spec), "dropout": dropped_inputs(spec)}
     if spec.model.quantization != "none":
-        found["de-quantised weights of a product, allocator's slack"] = None
+        found["how it quantises while it loads"] = None
     if spec.optimizer.name == "adamw":
-        found["foreach temporaries of AdamW"] = None
+        found["foreach temporaries of AdamW"] = temporaries(spec)
+    else:
+        found["SGD without the momentum that is planned"] = -temporaries(spec)
     return found
+
+
+def temporaries(spec: RunSpec) -> float:
+    """Bytes of one more tensor for each trained number: the square roots of a multi-tensor AdamW, SGD's momentum."""
+    planned = plan(spec, memory=MEMORY, device="cuda", remedies=False)
+    return 2.0 * planned.trainable_parameters
 
 
 def text_of(size: float) -> str:

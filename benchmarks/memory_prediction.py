@@ -122,17 +122,22 @@ def main() -> None:
     dice = random.Random(args.seed)
     rows = []
     print("| configuration | predicted | measured | off by |\n|---|---:|---:|---:|", flush=True)
-    while len(rows) < args.count:
-        spec = drawn(dice)
-        try:
-            found = measure(spec, device=args.device, steps=1)
-        except LoraLabError as error:
-            print(f"drawn again: {name_of(spec)}: {error}", file=sys.stderr, flush=True)
-            continue
-        rows.append({"configuration": name_of(spec), "spec": to_tree(spec)} | found.to_tree())
-        there = found.allocated_bytes or found.live_bytes
-        sizes = f"{show_size(found.plan.peak_bytes)} | {show_size(there)}"
-        print(f"| {name_of(spec)} | {sizes} | {found.error:+.1%} |", flush=True)
+    try:
+        while len(rows) < args.count:
+            spec = drawn(dice)
+            try:
+                found = measure(spec, device=args.device, steps=1)
+            except LoraLabError as error:
+                print(f"drawn again: {name_of(spec)}: {error}", file=sys.stderr, flush=True)
+                continue
+            rows.append({"configuration": name_of(spec), "spec": to_tree(spec)} | found.to_tree())
+            there = found.allocated_bytes or found.live_bytes
+            sizes = f"{show_size(found.plan.peak_bytes)} | {show_size(there)}"
+            print(f"| {name_of(spec)} | {sizes} | {found.error:+.1%} |", flush=True)
+    except KeyboardInterrupt:
+        print("interrupted: what was measured is kept", file=sys.stderr)
+    if not rows:
+        sys.exit("nothing was measured")
     errors = sorted(abs(row["error"]) for row in rows)
     median, worst = statistics.median(errors), errors[-1]
     print(f"\n{len(rows)} configurations: median {median:.2%}, worst {worst:.2%}")

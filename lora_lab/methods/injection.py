@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_lab.errors import MethodError
+from lora_lab.models.quantised import constants
 from lora_lab.spec import MethodSpec
 
 ADAPTER = "default"
@@ -125,5 +126,5 @@ def adapter_dtype(dtype: torch.dtype, spec: MethodSpec) -> torch.dtype:
 
 
 def is_quantised(module: Any) -> bool:
-    """Whether a linear module keeps its weight as bitsandbytes' 4- or 8-bit numbers."""
-    return type(module.weight).__name__ in ("Params4bit", "Int8Params")
+    """Whether a linear module keeps its weight as bitsandbytes' 4- or 8-bit numbers, perhaps without data."""
+    return type(module.weight).__name__ in ("Params4bit", "Int8Params") or bool(constants(module))

@@ -9,8 +9,10 @@ The batch is the largest there can be: every sequence ``length`` tokens long.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import copy
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -37,6 +39,7 @@ from lora_lab.packing.phases import heard_by
 from lora_lab.packing.stacks import Share
 from lora_lab.planner.adapters import attachment, by_role
 from lora_lab.planner.depth import Layers, cut, decoder_layers, depths
+from lora_lab.planner.fused import FusedAttention
 from lora_lab.planner.ledger import Ledger
 from lora_lab.planner.timeline import Crest, Timeline, extended
 from lora_lab.spec import MethodSpec, ModelSpec, OptimizerSpec, RunSpec
@@ -233,7 +236,7 @@ def trace(shape: Shape) -> Trace:
     total = sum(step.by_role.values())
     return Trace(
         trainable_parameters=total,
-        total_parameters=total_parameters(_shortened(shape.model, None)),
+        total_parameters=total_parameters(_shortened(shape.model, shape.device)),
         by_role=by_role,
         crests=crests,
         flops=step.timeline.flops,
@@ -247,9 +250,10 @@ def trace(shape: Shape) -> Trace:
 
 
 @lru_cache(maxsize=8)
-def _shortened(model: ModelSpec, layers: int | None) -> PreTrainedModel:
-    """The model on the meta device with its first so many decoder layers, or with all of them. To be copied."""
-    found = load_meta(model)
+def _shortened(model: ModelSpec, device: str, layers: int | None = None) -> PreTrainedModel:
+    """The model on the meta device, with the attention it has on ``device`` and its first so many decoder layers, or
+    all of them. To be copied."""
+    found = load_meta(model, device)
     if layers is not None:
         cut(found, layers)
     return found
@@ -260,7 +264,7 @@ def _step_of_short(shape: Shape) -> Step | None:
     method = shape.method
     if method.layers or not method.one_rank or method.reads("top_layers"):
         return None  # layers that are alike carry different adapters
-    cuts = depths(_shortened(shape.model, None))
+    cuts = depths(_shortened(shape.model, shape.device))
     if cuts is None:
         return None
     short, long = step_of(shape, cuts.short), step_of(shape, cuts.long)
@@ -274,7 +278,7 @@ def _step_of_short(shape: Shape) -> Step | None:
 
 def step_of(shape: Shape, layers: int | None = None) -> Step:
     """One step of one lane, with all of the model's layers or the first few of them."""
-    model = copy.deepcopy(_shortened(shape.model, layers))
+    model = copy.deepcopy(_shortened(shape.model, shape.device, layers))
     ledger = Ledger(PARTS)
     marks = None if layers is None else Layers(decoder_layers(model, layers), ledger.mark)
     prime(shape.model)
@@ -341,7 +345,7 @@ def _train(base: BaseModel, shape: Shape, ledger: Ledger, found: Attachment) -> 
     if not shape.accumulates:
         optimizer.zero_grad(set_to_none=True)
     ledger.begin()
-    with ledger.phase("activations"):
+    with ledger.phase("activations"), _kernels(shape, found, ledger):
         (result,) = losses_of(paths, [part], inputs)
         result.losses.sum().backward()
         del result
@@ -352,6 +356,15 @@ def _train(base: BaseModel, shape: Shape, ledger: Ledger, found: Attachment) -> 
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
     return paths
+
+
+def _kernels(shape: Shape, found: Attachment, ledger: Ledger) -> AbstractContextManager[Any]:
+    """What a solo lane's model attends with: fused kernels on CUDA. The packed step chooses by itself."""
+
+    def count(flops: int) -> None:
+        ledger.flops += flops
+
+    return FusedAttention(count) if shape.device == "cuda" and found.solo is not None else contextlib.nullcontext()
 
 
 def _estimate(base: BaseModel, shape: Shape, ledger: Ledger, found: Attachment, optimizer: Sophia) -> None:

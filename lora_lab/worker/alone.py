@@ -1,7 +1,5 @@
 """One configuration, alone in this process: the real loop on sequences of full length, and what it took.
 
-    python -m lora_lab.worker.alone ASKED.json ANSWER.json
-
 Two steps are followed tensor by tensor (:class:`~lora_lab.planner.ledger.Ledger`): the first makes the optimizer's
 state, the peak is that of the second. The others run freely, for the resident set, CUDA's allocator and the clock.
 """
@@ -174,12 +172,12 @@ def peak_rss() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def main() -> None:
-    """Read what is asked, measure, write the answer."""
-    asked = read_json(Path(sys.argv[1]))
-    spec = from_tree(RunSpec, asked["spec"], "spec")
-    write_json(Path(sys.argv[2]), measure(spec, asked["device"], asked["steps"]), durable=False)
-
-
-if __name__ == "__main__":
-    main()
+def answer(asked: Path, answered: Path) -> None:
+    """Read what is asked from one file, measure, and write what it took, or the ``error``, to another."""
+    tree = read_json(asked)
+    try:
+        spec = from_tree(RunSpec, tree["spec"], "spec")
+        found = measure(spec, tree["device"], tree["steps"])
+    except Exception as error:  # whatever it is, it is this configuration's own
+        found = {"error": f"{type(error).__name__}: {error}"}
+    write_json(answered, found, durable=False)

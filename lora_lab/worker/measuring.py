@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import multiprocessing
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,8 +14,10 @@ from lora_lab.files import read_json, write_json
 from lora_lab.planner import Plan, plan
 from lora_lab.spec import ROLES, RunSpec, to_tree
 from lora_lab.spec.method import METHODS
+from lora_lab.worker import alone
 from lora_lab.worker.capacity import WITHOUT_LIMIT
 
+PRELOADED = ["lora_lab.worker.alone", "lora_lab.methods.lora", "transformers.models.llama.modeling_llama"]
 STEPS = 3
 """Steps that run freely, for the clock and the resident set."""
 
@@ -90,30 +91,30 @@ def lean(spec: RunSpec) -> RunSpec:
     return replace(spec, budget=replace(budget, steps=10**6, epochs=None))
 
 
-def measure(spec: RunSpec, *, device: str = "auto", steps: int = STEPS, timeout: float | None = None) -> Measured:
+def measure(spec: RunSpec, *, device: str = "auto", steps: int = STEPS) -> Measured:
     """Train ``spec`` for a few steps alone in a fresh process, on sequences of ``data.max_length`` tokens.
 
+    The process is the fork of one that has imported what is needed and done nothing else.
     A step of many micro-batches is cut to two, which take as much memory.
 
     Raises:
         ModelError, MethodError: the run cannot be planned.
-        RunFailed: the process ended without an answer, with the end of what it said.
+        RunFailed: the process could not do it, or was killed.
     """
     run = lean(spec)
     planned = plan(run, memory=WITHOUT_LIMIT, device=device, remedies=False)
     with tempfile.TemporaryDirectory() as folder:
         asked, answer = Path(folder) / "asked.json", Path(folder) / "answer.json"
         write_json(asked, {"spec": to_tree(run), "device": device, "steps": steps}, durable=False)
-        words = [sys.executable, "-m", "lora_lab.worker.alone", str(asked), str(answer)]
-        try:
-            done = subprocess.run(
-                words, check=False, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL
-            )
-        except subprocess.TimeoutExpired:
-            raise RunFailed(f"no answer within {timeout:g} s.") from None
-        if done.returncode != 0 or not answer.exists():
-            tail = (done.stderr or done.stdout).strip().splitlines()[-1:]
-            why = "it was killed (out of memory?)" if done.returncode < 0 else "".join(tail)
-            raise RunFailed(f"the process ended with code {done.returncode}: {why}")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+        process = context.Process(target=alone.answer, args=(asked, answer), name="alone")
+        process.start()
+        process.join()
+        if not answer.exists():
+            why = "it was killed (out of memory?)" if (process.exitcode or 0) < 0 else "see above"
+            raise RunFailed(f"the process ended with code {process.exitcode} and no answer: {why}.")
         found = read_json(answer)
+    if "error" in found:
+        raise RunFailed(found["error"])
     return Measured(spec=spec, plan=planned, **found)

@@ -270,6 +270,14 @@ def test_attention_scores_are_kept_for_short_sequences_on_a_cpu_only():
     assert long < short
 
 
+def test_on_a_gpu_a_solo_lane_holds_no_attention_scores_and_computes_as_much():
+    run = spec(length=200).at({"method.name": "full"})
+    cpu, cuda = (planned(run, device=device) for device in ("cpu", "cuda"))
+    scores = 2 * 4 * 4 * 200 * 200 * 4  # layers, rows, heads, in float32
+    assert cpu.parts["activations"] - cuda.parts["activations"] > 0.5 * scores
+    assert cuda.flops_per_step == pytest.approx(cpu.flops_per_step, rel=0.1)
+
+
 def test_lanes_share_the_weights_and_nothing_that_trains():
     one, four = planned(spec()), planned(spec(), lanes=4)
     for part in PARTS:
