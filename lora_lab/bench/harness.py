@@ -27,7 +27,7 @@ from lora_lab.methods import Attachment
 from lora_lab.packing.paths import Mount
 
 
-class PackedLM(HFLM):  # type: ignore[misc]
+class PackedLM(HFLM):
     """``lanes`` (``None``: the base model) of a mounted pack, of which ``lane`` is the one that answers now."""
 
     def __init__(self, mount: Mount, lanes: Sequence[Attachment | None], batch_size: int) -> None:

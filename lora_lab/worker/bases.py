@@ -63,7 +63,8 @@ def base_scores(mount: Mount, spec: RunSpec, tokens: Tokenised, folder: Path) ->
         split = tokens.evaluation
         (metrics,) = evaluate(mount, [Candidate(None, split, 0, spec.evaluation.batch_size)])
         found = score_base(mount, split, spec.evaluation)
-        return to_tree(BaseScores(metrics.loss, metrics.accuracy, found.exact_match, found.scores))
+        tree: dict[str, Any] = to_tree(BaseScores(metrics.loss, metrics.accuracy, found.exact_match, found.scores))
+        return tree
 
     scores = BaseScores(**_once(folder, {name: tree[name] for name in ("model", "data", "evaluation")}, held_out))
     return replace(scores, scores={**scores.scores, **benchmarks})
