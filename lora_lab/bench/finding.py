@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from jinja2 import Template
+from jinja2.sandbox import SandboxedEnvironment
 
 from lora_lab.bench.local import ARTICLE, local_tasks
 from lora_lab.bench.ties import Strict
@@ -148,13 +150,25 @@ def _check_code(folder: Path, definitions: Path) -> None:
         waiting += [path.parent / name for name in (included if isinstance(included, list) else [included])]
 
 
+class _Templates(SandboxedEnvironment):
+    """Jinja's sandbox; a template that is asked for again is not compiled again, as lm-eval does for each document."""
+
+    @functools.lru_cache(maxsize=1024)  # noqa: B019 - there is one environment
+    def _compiled(self, source: str) -> Template:
+        return super().from_string(source)
+
+    def from_string(self, source: Any, globals: Any = None, template_class: Any = None) -> Template:
+        """See Jinja."""
+        if isinstance(source, str) and globals is None and template_class is None:
+            return self._compiled(source)
+        return super().from_string(source, globals, template_class)
+
+
 def _sandbox(utils: Any) -> None:
     """Let lm-eval render the templates of task YAML in Jinja's sandbox: what it renders is the same."""
-    from jinja2.sandbox import SandboxedEnvironment
-
-    if not isinstance(utils.env, SandboxedEnvironment):
-        own = utils.env
-        utils.env = SandboxedEnvironment(
+    own = utils.env
+    if not isinstance(own, _Templates):
+        utils.env = _Templates(
             loader=own.loader, undefined=own.undefined, keep_trailing_newline=own.keep_trailing_newline
         )
         utils.env.filters.update(own.filters)
