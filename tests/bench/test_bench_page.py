@@ -59,7 +59,8 @@ def test_the_page_works_as_written(
 
     (report,) = [out for command, out in shown.items() if " report " in command]
     assert "scores.offline_arithmetic_2ds.acc (higher is better)" in report and "base model" in report
-    benchmarks = [path for path in (tmp_path / "runs" / "forgetting" / "base").iterdir() if "tasks" in path.read_text()]
+    kept_apart = [json.loads(path.read_text())["of"] for path in (tmp_path / "runs" / "forgetting" / "base").iterdir()]
+    benchmarks = [about for about in kept_apart if about["evaluation"].get("tasks")]
     assert len(benchmarks) == 1, "the base model is scored once a sweep"
 
 
