@@ -37,8 +37,9 @@ MEASURES = (
 """The measured columns, in order; the other fields of a result follow them."""
 
 _NESTED = ("point", "scores", "base_scores")
-_TEXT = ("sweep", "run", "outcome", "key", "adapter", "message")
-_WHOLE = ("trial", "seed", "trainable_parameters", "total_parameters", "lane_bytes", "peak_bytes", "tokens", "steps")
+_TEXT = ("sweep", "run", "outcome", "key", "adapter", "message", "device")
+_SIZES = ("lane_bytes", "peak_bytes", "predicted_bytes", "training_bytes")
+_WHOLE = ("trial", "seed", "trainable_parameters", "total_parameters", *_SIZES, "tokens", "steps")
 
 
 def load_results(folder: Path | str) -> pd.DataFrame:

@@ -45,12 +45,14 @@ def print_summary(console: Console, folder: Path, mlflow_ui: str | None = None) 
     record = read_sweep(folder)
     results = read_results(folder)
     say(console, "")
-    if not results:
-        say(console, f"Sweep {record.name}: none of its {record.planned_runs} runs has a result yet.")
-        say_commands(console, next_commands(record, 0, mlflow_ui))
-        return
     from lora_lab.cli.status import search_lines, status_tree
 
+    if not results:
+        say(console, f"Sweep {record.name}: none of its {record.planned_runs} runs has a result yet.")
+        for line in search_lines(status_tree(record, results)):
+            say(console, line)
+        say_commands(console, next_commands(record, 0, mlflow_ui))
+        return
     frame = results_frame(record, results)
     best = best_configuration(frame)
     say(console, headline(record, frame), style="bold")

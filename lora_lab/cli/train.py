@@ -113,7 +113,9 @@ def train(job: Job) -> RunResult:
     try:
         with Progress(console, planned_runs=1, done_runs=0) as progress:
             recorder = Tee([Spool(job.folder, run_folder=lambda run: job.folder), progress])
-            result = train_one(job.spec, job.folder, device=job.device, recorder=recorder, say=progress.say)
+            result = train_one(
+                job.spec, job.folder, device=job.device, memory=job.memory, recorder=recorder, say=progress.say
+            )
     except Interrupted as error:
         again = typed(["lora-lab", "train", *job.overrides, f"hydra.run.dir={job.folder}"])
         raise Interrupted(f"Interrupted; the checkpoint is kept. Go on with: {again}") from error

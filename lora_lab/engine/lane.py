@@ -107,7 +107,8 @@ class Lane:
 
     def part(self, sequences: Sequences, turn: int) -> Part:
         """This lane's part of a training forward, the step's ``turn``-th micro-batch."""
-        return Part(self.attachment, sequences, noise_of(self.spec.seed, self.step, turn))
+        noise = noise_of(self.spec.seed, self.step, turn)
+        return Part(self.attachment, sequences, noise, self.spec.budget.checkpointing)
 
     def update(self) -> tuple[float, float, bool]:
         """Clip and apply the gradients; returns (gradient norm before clipping, learning rate, finite).

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from lora_lab.engine import checkpoint, curvature
+from lora_lab.engine import checkpoint, curvature, garbage
 from lora_lab.engine.cost import Flops, resident_bytes
 from lora_lab.engine.evaluate import Candidate, evaluate
 from lora_lab.engine.lane import Lane, LaneJob
@@ -93,6 +93,10 @@ class Pack:
 
         When the controller asks for a pause, every lane is checkpointed and yielded as PREEMPTED.
         """
+        with garbage.spared():
+            yield from self._train(source)
+
+    def _train(self, source: Source) -> Iterator[list[LaneEnd]]:
         while True:
             if self.controller.pause_requested():
                 yield self._pause()
@@ -180,6 +184,10 @@ class Pack:
     # -- one step -------------------------------------------------------------------------------------
 
     def _step(self) -> list[LaneEnd]:
+        with garbage.later():
+            return self._one_step()
+
+    def _one_step(self) -> list[LaneEnd]:
         before = [lane.generator.get_state() for lane in self.lanes]
         try:
             gradients = self._gradients()

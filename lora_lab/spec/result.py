@@ -21,6 +21,8 @@ class Outcome(StrEnum):
     FAILED = "FAILED"
 
 
+FIRST_BRANCH = 100_000
+"""Branches (``extend``, ``clone``) are trials numbered from here, beside those of the sweep itself."""
 SETTLED = frozenset(Outcome) - {Outcome.PREEMPTED}
 """Outcomes after which a run is not trained again (a preempted run goes on later)."""
 
@@ -73,7 +75,9 @@ class RunResult:
     Losses are in nats per supervised token, sizes in bytes, times in seconds of wall time (``seconds`` is
     the lane's share: each pack step is shared equally by its lanes). ``peak_bytes`` is the measured peak of
     the process while the run was in it (CUDA: allocated; CPU: resident); ``lane_bytes`` what the run alone
-    added: adapter, gradients and optimizer state. ``adapter`` is relative to the sweep's folder. A run that branched
+    added: adapter, gradients and optimizer state. ``predicted_bytes`` is what the planner said of the run's packs, and
+    ``training_bytes`` the part of ``peak_bytes`` that training took on ``device``, the base model included (0: not
+    known). ``adapter`` is relative to the sweep's folder. A run that branched
     off another began at step ``parent_step`` of run ``parent``; ``stage`` (``t0000-s0@12``) says of which run, up to
     which step, its own beginning was taken over because it is the same. ``attempts`` counts how often it was begun.
 
@@ -110,6 +114,9 @@ class RunResult:
     total_parameters: int = 0
     lane_bytes: int = 0
     peak_bytes: int = 0
+    predicted_bytes: int = 0
+    training_bytes: int = 0
+    device: str | None = None
     adapter: str | None = None
     message: str | None = None
     parent: str | None = None

@@ -29,13 +29,15 @@ class BudgetSpec:
     """How long a run trains: ``steps`` (optimizer steps) or ``epochs``, one epoch if neither is given.
 
     ``batch_size`` examples make one optimizer step, in micro-batches of ``micro_batch_size``
-    (``None``: the whole batch at once).
+    (``None``: the whole batch at once). With ``checkpointing`` a layer keeps only its input for the backward and
+    computes the rest again there: less memory, more time, the same result.
     """
 
     epochs: float | None = None
     steps: int | None = None
     batch_size: int = 8
     micro_batch_size: int | None = None
+    checkpointing: bool = False
 
     def __post_init__(self) -> None:
         if self.epochs is not None and self.steps is not None:
@@ -143,6 +145,7 @@ class RunSpec:
         self.schedule.canonical(tree["schedule"], self.budget.steps)
         budget = tree["budget"]
         budget["micro_batch_size"] = self.budget.micro
+        budget.pop("checkpointing")
         if self.budget.steps is None:
             budget["epochs"] = self.budget.epochs or 1.0
         self.evaluation.canonical(tree["evaluation"])

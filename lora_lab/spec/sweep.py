@@ -263,8 +263,9 @@ class Execution:
     """How a sweep is carried out: folder, storage, tracking, launcher and lanes per pack.
 
     ``storage`` is an Optuna storage URL (``None``: a journal file in ``folder``); ``max_lanes`` limits
-    the lanes of a pack (``None``: decided by the planner); ``device`` is ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-    ``allow_code`` lets a ``_target_`` import from any package.
+    the lanes of a pack (``None``: decided by the planner); ``device`` is ``auto``, ``cpu``, ``cuda`` or ``cuda:N``,
+    of which ``device_memory`` bytes may be used (``None``: what is free). ``allow_code`` lets a ``_target_`` import
+    from any package.
     """
 
     folder: str
@@ -274,6 +275,7 @@ class Execution:
     max_lanes: int | None = None
     device: str = "auto"
     allow_code: bool = False
+    device_memory: int | None = None
 
     def __post_init__(self) -> None:
         if self.max_lanes is not None and self.max_lanes <= 0:

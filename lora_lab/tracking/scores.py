@@ -9,8 +9,8 @@ from pathlib import Path
 
 from lora_lab.errors import StorageError
 from lora_lab.files import read_json
+from lora_lab.tracking.experiment import connect
 from lora_lab.tracking.store import redact
-from lora_lab.tracking.uploader import connect
 
 
 def record_scores(sweep: Path, run: str, scores: Mapping[str, float], step: int) -> list[str]:

@@ -41,6 +41,16 @@ def device_name(device: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def held_bytes(base: BaseModel) -> int:
+    """Bytes that this process holds now on the base's device: allocated on CUDA, resident on a CPU."""
+    import psutil
+    import torch
+
+    if base.device.type == "cuda":
+        return torch.cuda.memory_allocated(base.device)
+    return int(psutil.Process().memory_info().rss)
+
+
 def tokenised(base: BaseModel, spec: RunSpec, loaded: dict[str, Tokenised]) -> Tokenised:
     """The run's data, tokenised once for all runs that share it (``loaded`` is the worker's memory)."""
     dataset = spec.data.at_seed(spec.seed)

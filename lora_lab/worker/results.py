@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,16 @@ from lora_lab.models import BaseModel
 from lora_lab.spec import Outcome, RunResult, pairs
 from lora_lab.worker.bases import BaseScores
 from lora_lab.worker.scoring import Scored
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Of the packs a run was in: predicted bytes at their peak (0: not known), what the process held ``before`` them
+    beside the base model's weights, and the device."""
+
+    predicted: int
+    before: int | None
+    device: str
 
 
 def settle(
@@ -25,6 +36,7 @@ def settle(
     point: Mapping[str, Any],
     folder: Path,
     started: float,
+    memory: Memory,
 ) -> RunResult:
     """Save the lane's adapter and say what came of its run. ``folder`` is the sweep's."""
     lane, spec = end.lane, end.job.spec
@@ -72,6 +84,9 @@ def settle(
         total_parameters=base.total_parameters,
         lane_bytes=lane.own_bytes,
         peak_bytes=lane.peak,
+        predicted_bytes=memory.predicted,
+        training_bytes=max(0, lane.peak - memory.before) if lane.peak and memory.before is not None else 0,
+        device=memory.device,
         adapter=str(adapter.relative_to(folder)) if adapter else None,
         message=end.message,
         started=started,
