@@ -13,9 +13,9 @@ from lora_lab import models
 from lora_lab.bench import likelihood as module
 from lora_lab.bench.beginnings import Asked, plan
 from lora_lab.bench.likelihood import judge, likelihoods
-from lora_lab.engine.curvature import supervised_logits
 from lora_lab.methods import Attachment, attach
 from lora_lab.models import BaseModel
+from lora_lab.packing.curvature import supervised_logits
 from lora_lab.packing.paths import Mount
 from lora_lab.spec import MethodSpec, ModelSpec, pairs
 
