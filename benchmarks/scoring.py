@@ -3,7 +3,8 @@
 The peer is lm-eval's own Hugging Face model over stock PEFT: the base and all adapters are loaded once, ``set_adapter``
 changes between them, and its batch size is the fastest of those tried first. The pack is told nothing. Both build their
 requests and count their answers by the same lm-eval code, which is in the time. Loading models and data is not. The two
-take turns, task by task, in one process; what counts is the ratio.
+take turns, task by task, in one process; what counts is the ratio. ``processor_seconds`` are those of all threads,
+whatever else the machine did.
 
     LORA_LAB_DATA=… python benchmarks/scoring.py [--adapters 8] [--rounds 2] [--dtype bfloat16] [--scale 1.0]
 
@@ -57,22 +58,35 @@ def adapters(base: models.BaseModel, count: int) -> list[Attachment]:
     return found
 
 
-def packed(mount: Mount, lanes: list[Attachment], spec: EvaluationSpec) -> tuple[float, list[dict[str, float]]]:
-    """Seconds, and each adapter's scores."""
-    started = time.perf_counter()
+Scores = list[dict[str, float]]
+Taken = tuple[float, float]
+"""Seconds of wall time and of the processor."""
+
+
+class Clock:
+    """Both kinds of seconds since it was made."""
+
+    def __init__(self) -> None:
+        self.wall, self.processor = time.perf_counter(), time.process_time()
+
+    def taken(self) -> Taken:
+        return time.perf_counter() - self.wall, time.process_time() - self.processor
+
+
+def packed(mount: Mount, lanes: list[Attachment], spec: EvaluationSpec) -> tuple[Taken, Scores]:
+    """The time, and each adapter's scores."""
+    clock = Clock()
     scores = benchmark(mount, lanes, spec)
-    return time.perf_counter() - started, [flat(one) for one in scores]
+    return clock.taken(), [flat(one) for one in scores]
 
 
-def sequential(
-    model: Any, tokenizer: Any, names: list[str], spec: EvaluationSpec, batch: int
-) -> tuple[float, list[dict[str, float]]]:
+def sequential(model: Any, tokenizer: Any, names: list[str], spec: EvaluationSpec, batch: int) -> tuple[Taken, Scores]:
     """The same by lm-eval, one adapter after another."""
     from lm_eval.evaluator import evaluate
     from lm_eval.models.huggingface import HFLM
 
     tasks, scores = finding.find(spec), []
-    started = time.perf_counter()
+    clock = Clock()
     with quietly():
         for name in names:
             model.set_adapter(name)
@@ -86,7 +100,12 @@ def sequential(
                     if key.endswith(",none") and isinstance(value, float)
                 }
             )
-    return time.perf_counter() - started, scores
+    return clock.taken(), scores
+
+
+def medians(taken: list[Taken]) -> list[float]:
+    """Of wall time and of the processor's."""
+    return [round(statistics.median(column), 2) for column in zip(*taken, strict=True)]
 
 
 def stock(base: models.BaseModel, lanes: list[Attachment], folder: Path) -> tuple[Any, list[str]]:
@@ -130,7 +149,7 @@ def main() -> None:
     rows = []
     for name, spec in specs.items():
         packed(mount, lanes[:1], spec)  # data, kernels and caches are warm for both
-        tried = {batch: sequential(model, base.tokenizer, names[:1], spec, batch)[0] for batch in BATCHES}
+        tried = {batch: sequential(model, base.tokenizer, names[:1], spec, batch)[0][1] for batch in BATCHES}
         batch = min(tried, key=lambda b: tried[b])
         ours, theirs = [], []
         for turn in range(args.rounds):
@@ -143,27 +162,34 @@ def main() -> None:
                     theirs.append(seconds)
         apart = max(abs(mine[i][key] - value) for i, one in enumerate(other) for key, value in one.items())
         ties = sum(one[f"{name}.ties"] for one in mine)
+        (wall, processor), (their_wall, their_processor) = medians(ours), medians(theirs)
         rows.append(
             {
                 "task": name,
                 "documents": spec.limit,
-                "packed_seconds": round(statistics.median(ours), 2),
-                "lm_eval_seconds": round(statistics.median(theirs), 2),
+                "packed_seconds": wall,
+                "lm_eval_seconds": their_wall,
+                "packed_processor_seconds": processor,
+                "lm_eval_processor_seconds": their_processor,
+                "ratio": round(their_wall / wall, 2),
+                "processor_ratio": round(their_processor / processor, 2),
                 "lm_eval_batch_size": batch,
-                "ratio": round(statistics.median(theirs) / statistics.median(ours), 2),
                 "largest_difference": apart,
                 "ties": ties,
             }
         )
         print(json.dumps(rows[-1]), flush=True)
-    total = {key: round(sum(row[key] for row in rows), 1) for key in ("packed_seconds", "lm_eval_seconds")}
+    columns = [name for name in rows[0] if name.endswith("_seconds")]
+    total = {name: round(sum(row[name] for row in rows), 1) for name in columns}
+    total["ratio"] = round(total["lm_eval_seconds"] / total["packed_seconds"], 2)
+    total["processor_ratio"] = round(total["lm_eval_processor_seconds"] / total["packed_processor_seconds"], 2)
     result = {
         "adapters": args.adapters,
         "model": base.spec.name,
         "dtype": args.dtype,
         "rounds": args.rounds,
         "rows": rows,
-        "total": total | {"ratio": round(total["lm_eval_seconds"] / total["packed_seconds"], 2)},
+        "total": total,
         "load": round(os.getloadavg()[0], 1),
         "machine": facts() | {"threads": torch.get_num_threads()},
     }

@@ -5,11 +5,14 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from jinja2 import Template
+from jinja2.sandbox import SandboxedEnvironment
 
 from lora_lab.bench.local import ARTICLE, local_tasks
 from lora_lab.bench.ties import Strict
@@ -25,6 +28,7 @@ OFFLINE_TASKS = tuple(sorted(path.stem for path in OFFLINE.glob("offline_*.yaml"
 SEED = 1234
 """Of few-shot examples, as on lm-eval's command line."""
 ALLOW = "LORA_LAB_ALLOW_CODE"
+_NAMED = re.compile(r"""^["']?(?:task|group)["']?:[ \t]*(\S+)[ \t]*$""", re.MULTILINE)
 
 
 def find(spec: EvaluationSpec) -> dict[str, Any]:
@@ -63,15 +67,10 @@ def _find(
         manager = TaskManager(include_defaults=False, include_path=folders)
         known = set(manager.all_tasks)
         wanted = {name: _spelled(name, known, definitions) for name in names}
-        if None in wanted.values():  # lm-eval reads thousands of files to know its own tasks
-            manager = TaskManager(include_path=folders)
-            unknown = [name for name in names if wanted[name] is None and name not in manager.task_index]
-            if unknown:
-                raise DataError(
-                    f"evaluation.tasks: no task {unknown[0]!r}{nearest(unknown[0], manager.all_tasks)} "
-                    f"`lm_eval ls tasks` lists lm-eval's; without a download there are {', '.join(OFFLINE_TASKS)}. "
-                    "A task of your own is a YAML in evaluation.include_path=FOLDER."
-                )
+        rest = [name for name in names if wanted[name] is None]
+        if rest:
+            _check_names(rest, known, definitions)
+            manager = TaskManager(include_path=folders)  # reads thousands of files to know its own tasks
         found = _load(manager, [wanted[name] or name for name in names], names)
     for task in found["tasks"].values():
         if num_fewshot is not None and task.get_config("num_fewshot") != 0:
@@ -103,6 +102,19 @@ def _spelled(name: str, known: set[str], definitions: Path) -> str | None:
     if name in known:
         return name
     return str(definitions / ARTICLE[name].definition) if name in ARTICLE else None
+
+
+def _check_names(names: Sequence[str], known: set[str], definitions: Path) -> None:
+    """Refuse a name that stands in none of lm-eval's files, and name the nearest one that does."""
+    text = "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in definitions.rglob("*.y*ml"))
+    theirs = {found.strip("\"'") for found in _NAMED.findall(text)}
+    for name in names:
+        if name not in text:
+            raise DataError(
+                f"evaluation.tasks: no task {name!r}{nearest(name, [*known, *ARTICLE, *theirs])} "
+                f"`lm_eval ls tasks` lists lm-eval's; without a download there are {', '.join(OFFLINE_TASKS)}. "
+                "A task of your own is a YAML in evaluation.include_path=FOLDER."
+            )
 
 
 def _folder(field: str, value: str) -> Path:
@@ -138,13 +150,25 @@ def _check_code(folder: Path, definitions: Path) -> None:
         waiting += [path.parent / name for name in (included if isinstance(included, list) else [included])]
 
 
+class _Templates(SandboxedEnvironment):
+    """Jinja's sandbox; a template that is asked for again is not compiled again, as lm-eval does for each document."""
+
+    @functools.lru_cache(maxsize=1024)  # noqa: B019 - there is one environment
+    def _compiled(self, source: str) -> Template:
+        return super().from_string(source)
+
+    def from_string(self, source: Any, globals: Any = None, template_class: Any = None) -> Template:
+        """See Jinja."""
+        if isinstance(source, str) and globals is None and template_class is None:
+            return self._compiled(source)
+        return super().from_string(source, globals, template_class)
+
+
 def _sandbox(utils: Any) -> None:
     """Let lm-eval render the templates of task YAML in Jinja's sandbox: what it renders is the same."""
-    from jinja2.sandbox import SandboxedEnvironment
-
-    if not isinstance(utils.env, SandboxedEnvironment):
-        own = utils.env
-        utils.env = SandboxedEnvironment(
+    own = utils.env
+    if not isinstance(own, _Templates):
+        utils.env = _Templates(
             loader=own.loader, undefined=own.undefined, keep_trailing_newline=own.keep_trailing_newline
         )
         utils.env.filters.update(own.filters)

@@ -53,7 +53,8 @@ def benchmark(mount: Mount, lanes: Sequence[Attachment | None], spec: Evaluation
 
     from lora_lab.bench.harness import PackedLM, quietly
 
-    model = PackedLM(mount, lanes, spec.batch_size)
+    with quietly():
+        model = PackedLM(mount, lanes, spec.batch_size)
     os.environ.setdefault("DISABLE_MULTIPROC", "1")  # lm-eval would fork for a bootstrap, beside our threads
     scores = []
     for lane in range(len(lanes)):

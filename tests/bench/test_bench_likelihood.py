@@ -91,11 +91,11 @@ def reference(base: BaseModel, lane: Attachment | None, request: Asked) -> tuple
 @pytest.mark.parametrize("kind", MODELS)
 def test_shared_beginnings_change_no_number(kind: str, small_passes: None) -> None:
     base = load(kind)
-    roles = ("query", "value", "mlp", "head")
-    specs = [MethodSpec(r=4, roles=roles), MethodSpec(r=2, roles=("query", "projection"))]
+    some = ("query", "key", "value") if kind == "gpt2" else ("query", "value")
+    specs = [MethodSpec(r=4, roles=(*some, "mlp", "head")), MethodSpec(r=2, roles=("projection",))]
     specs += [MethodSpec("ia3"), MethodSpec("bottleneck", r=4)] if kind == "llama" else []
     lanes: list[Attachment | None] = [*lanes_of(base, *specs), None]
-    check(base, lanes)
+    check(base, lanes, 1e-6 if kind == "capped" else 1e-9)  # Gemma2 computes its norms and softmax in float32
 
 
 def test_virtual_tokens_and_lanes_that_stay_alone(small_passes: None) -> None:
@@ -106,10 +106,10 @@ def test_virtual_tokens_and_lanes_that_stay_alone(small_passes: None) -> None:
         MethodSpec("prefix_tuning", virtual_tokens=2),
         MethodSpec("prompt_tuning", virtual_tokens=3),
     ]
-    check(base, list(lanes_of(base, *specs)))
+    check(base, list(lanes_of(base, *specs)), 1e-7)
 
 
-def check(base: BaseModel, lanes: list[Attachment | None]) -> None:
+def check(base: BaseModel, lanes: list[Attachment | None], rtol: float = 1e-9) -> None:
     requests = questions()
     # what greedy decoding would say is asked, too
     greedy = [reference_greedy(base, request) for request in requests[:3]]
@@ -124,7 +124,7 @@ def check(base: BaseModel, lanes: list[Attachment | None]) -> None:
     finally:
         mount.unmount()
     for lane, (one, wanted) in enumerate(zip(found, expected, strict=True)):
-        np.testing.assert_allclose(one.log, [log for log, _ in wanted], rtol=1e-9, err_msg=f"lane {lane}")
+        np.testing.assert_allclose(one.log, [log for log, _ in wanted], rtol=rtol, err_msg=f"lane {lane}")
         assert one.greedy.tolist() == [is_greedy for _, is_greedy in wanted]
         assert not one.tied.any()
     if None in lanes:

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_bench_likelihood import MODELS
 
 from lora_lab import models
 from lora_lab.bench.finding import OFFLINE, OFFLINE_TASKS, find
@@ -24,6 +23,17 @@ from lora_lab.packing.paths import Mount
 from lora_lab.spec import EvaluationSpec, MethodSpec, ModelSpec, pairs
 
 DATA = os.environ.get("LORA_LAB_DATA")
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 64,
+    "vocab_size": 320,
+    "num_hidden_layers": 2,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": True,
+}
 OWN = {
     "own_choice": {
         "output_type": "multiple_choice",
@@ -50,12 +60,16 @@ OWN = {
 
 @pytest.fixture(scope="module")
 def base() -> BaseModel:
-    config = pairs(dict(MODELS["llama"]) | {"max_position_embeddings": 512})
+    config = pairs(LLAMA)
     return models.load(ModelSpec("tiny", source="random", dtype="float64", config=config))
 
 
 @pytest.fixture(scope="module")
 def lane(base: BaseModel) -> Attachment:
+    return adapter(base)
+
+
+def adapter(base: BaseModel) -> Attachment:
     found = attach(base, MethodSpec(r=4, roles=("query", "value")), 0)
     for factor in found.factors.values():
         torch.nn.init.normal_(factor.B, std=0.5, generator=torch.Generator().manual_seed(1))
@@ -143,7 +157,7 @@ def test_offline_tasks_are_right_and_always_the_same() -> None:
     assert task.eval_docs[0] == FIRST
 
 
-FIRST = {"context": "Question: What is 0 minus 0?\nAnswer:", "completion": " 0"}
+FIRST = {"context": "Question: What is 80 minus 36?\nAnswer:", "completion": " 44"}
 
 
 @pytest.mark.parametrize(
@@ -179,17 +193,20 @@ def test_task_files_run_no_code_unasked(own: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(DATA is None, reason="LORA_LAB_DATA is not set: no local copies of the article's benchmarks")
-def test_the_articles_six_equal_lm_evals_command_line(base: BaseModel, lane: Attachment, tmp_path: Path) -> None:
+def test_the_articles_six_equal_lm_evals_command_line(tmp_path: Path) -> None:
+    """In float32: a model in float64 has other rotary frequencies when transformers loads it from files."""
     import lm_eval.tasks
 
     assert DATA is not None
+    base = models.load(ModelSpec("tiny", source="random", dtype="float32", config=pairs(LLAMA)))
+    lane = adapter(base)
     spec = EvaluationSpec(tasks=tuple(ARTICLE), limit=6, task_data=DATA)
     found = flat(scores_of(base, [None, lane], spec)[1])
     tasks = local_tasks(Path(DATA), Path(lm_eval.tasks.__file__).parent)
     base.model.save_pretrained(tmp_path / "model")
     base.tokenizer.save_pretrained(tmp_path / "model")
     lane.save(tmp_path / "adapter", base_name="tiny")
-    arguments = f"pretrained={tmp_path / 'model'},peft={tmp_path / 'adapter'},dtype=float64"
+    arguments = f"pretrained={tmp_path / 'model'},peft={tmp_path / 'adapter'},dtype=float32"
     words = ["--model", "hf", "--model_args", arguments, "--tasks", ",".join(ARTICLE), "--device", "cpu"]
     words += ["--include_path", str(tasks), "--limit", "6", "--batch_size", "4", "--output_path", str(tmp_path / "out")]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -200,6 +217,10 @@ def test_the_articles_six_equal_lm_evals_command_line(base: BaseModel, lane: Att
     (file,) = (tmp_path / "out").rglob("results*.json")
     theirs = values(json.loads(file.read_text()))
     assert {name.partition(".")[0] for name in theirs} == set(ARTICLE)
+    assert not any(value for name, value in found.items() if name.endswith(".ties"))
     for name, value in theirs.items():
-        assert found[name] == pytest.approx(value, rel=1e-9), name
+        if name.startswith("truthfulqa_mc2"):  # a mean of probabilities: to the last of the four digits it prints
+            assert found[name] == pytest.approx(value, abs=5e-5), name
+        else:
+            assert found[name] == value, name
     assert 0 < found["truthfulqa_mc2.acc"] < 1
