@@ -52,7 +52,7 @@ SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd-%n.log
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={one} CPUs=1 RealMemory=2000
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={two} CPUs=1 RealMemory=2000
-PartitionName=main Nodes=ALL Default=YES MaxTime=60 PriorityTier=1 PreemptMode=REQUEUE GraceTime=20
+PartitionName=main Nodes=ALL Default=YES MaxTime=60 PriorityTier=1 PreemptMode=REQUEUE GraceTime=60
 PartitionName=high Nodes=ALL MaxTime=60 PriorityTier=10 PreemptMode=OFF
 """
 
@@ -124,7 +124,7 @@ class Slurm:
             child = subprocess.Popen(words, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
         self._children.append(child)
 
-    def _until(self, condition, what: str, seconds: float = 40.0) -> None:
+    def _until(self, condition, what: str, seconds: float = 120.0) -> None:
         end = time.monotonic() + seconds
         while not condition():
             said = "\n".join(path.read_text(errors="replace")[-800:] for path in sorted(self.folder.glob("*.txt")))
