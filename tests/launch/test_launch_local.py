@@ -17,7 +17,8 @@ from lora_lab.launch.launcher import one_of_the_gpus
 from lora_lab.launch.processes import THREADS, share_of
 
 FOLDER = Path("runs/rank_alpha")
-TWO = (*SWEEP, "pack.max_lanes=1", "budget.steps=100000", "launcher.workers=2", "launcher.checkpoint_seconds=1000")
+PATIENT = tuple(word.replace("lease_seconds=2", "lease_seconds=60") for word in SWEEP)
+TWO = (*PATIENT, "pack.max_lanes=1", "budget.steps=5000", "launcher.workers=2", "launcher.checkpoint_seconds=1000")
 
 
 @pytest.mark.parametrize(
