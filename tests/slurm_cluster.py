@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 CONFIG = """
@@ -96,6 +97,12 @@ class Slurm:
         self.call("scancel", f"--user={pwd.getpwuid(os.geteuid()).pw_name}")
         with contextlib.suppress(AssertionError):
             self._until(lambda: not self.call("squeue", "-h").strip(), "the jobs to end", 20)
+        for process in psutil.process_iter(["environ"]):  # of jobs that did not end: they would outlive the daemons
+            if (process.info["environ"] or {}).get("SLURM_CONF") == self.environment["SLURM_CONF"] and (
+                "SLURM_JOB_ID" in process.info["environ"]
+            ):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
         for child in reversed(self._children):
             child.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
