@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 CONFIG = """
@@ -52,7 +53,7 @@ SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd-%n.log
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={one} CPUs=1 RealMemory=2000
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={two} CPUs=1 RealMemory=2000
-PartitionName=main Nodes=ALL Default=YES MaxTime=60 PriorityTier=1 PreemptMode=REQUEUE GraceTime=20
+PartitionName=main Nodes=ALL Default=YES MaxTime=60 PriorityTier=1 PreemptMode=REQUEUE GraceTime=60
 PartitionName=high Nodes=ALL MaxTime=60 PriorityTier=10 PreemptMode=OFF
 """
 
@@ -96,6 +97,12 @@ class Slurm:
         self.call("scancel", f"--user={pwd.getpwuid(os.geteuid()).pw_name}")
         with contextlib.suppress(AssertionError):
             self._until(lambda: not self.call("squeue", "-h").strip(), "the jobs to end", 20)
+        for process in psutil.process_iter(["environ"]):  # of jobs that did not end: they would outlive the daemons
+            if (process.info["environ"] or {}).get("SLURM_CONF") == self.environment["SLURM_CONF"] and (
+                "SLURM_JOB_ID" in process.info["environ"]
+            ):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
         for child in reversed(self._children):
             child.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -124,7 +131,7 @@ class Slurm:
             child = subprocess.Popen(words, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
         self._children.append(child)
 
-    def _until(self, condition, what: str, seconds: float = 40.0) -> None:
+    def _until(self, condition, what: str, seconds: float = 120.0) -> None:
         end = time.monotonic() + seconds
         while not condition():
             said = "\n".join(path.read_text(errors="replace")[-800:] for path in sorted(self.folder.glob("*.txt")))

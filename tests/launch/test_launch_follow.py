@@ -47,7 +47,7 @@ class Scheduler:
     def _work(self, works: bool) -> None:
         launcher = self.execution.launcher
         with Study.join(Path(self.execution.folder), None, None, launcher) as study:
-            Simulated(study).work(None if works else 1)
+            Simulated(study, lanes=1).work(None if works else 1)
 
     def states(self, jobs: Sequence[Job]) -> dict[str, JobState]:
         self.asked += 1
