@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
@@ -105,11 +105,12 @@ def start(
     dies: Death | HalfWrite | None = None,
     limit: int | None = None,
     as_user: bool = False,
+    variables: Mapping[str, str] | None = None,
 ) -> Started:
     """Run ``lora-lab`` with ``words`` in ``folder``; ``limit``: no file may grow beyond so many bytes; ``as_user``:
-    permissions count for it, also where it is root's."""
+    permissions count for it, also where it is root's; ``variables`` of its environment, beside the server's."""
     output = folder / f"output-{time.monotonic_ns()}.txt"
-    process = context().Process(target=_run, args=(str(folder), str(output), words, dies, limit, as_user))
+    process = context().Process(target=_run, args=(str(folder), str(output), words, dies, limit, as_user, variables))
     process.start()
     return Started(process, output)
 
@@ -124,7 +125,13 @@ def until(condition: Callable[[], Any], what: str, seconds: float = 300.0) -> No
 
 
 def _run(
-    folder: str, output: str, words: tuple[str, ...], dies: Death | HalfWrite | None, limit: int | None, as_user: bool
+    folder: str,
+    output: str,
+    words: tuple[str, ...],
+    dies: Death | HalfWrite | None,
+    limit: int | None,
+    as_user: bool,
+    variables: Mapping[str, str] | None,
 ) -> None:
     os.chdir(folder)
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -132,7 +139,7 @@ def _run(
     os.dup2(file, 2)
     sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
-    os.environ |= {"COLUMNS": "120", "OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": ""}
+    os.environ |= {"COLUMNS": "120", "OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": ""} | dict(variables or {})
     faulthandler.dump_traceback_later(120, repeat=True)  # where it hangs, if it does
     import torch
 

@@ -153,7 +153,7 @@ def _lines() -> queue.SimpleQueue[str]:
 def predicted(spec: RunSpec, device: str) -> Mapping[str, int]:
     """Bytes by part that ``spec`` alone is planned to take on ``device``, and their peak."""
     from lora_lab.planner import plan
-    from lora_lab.worker.figures import WITHOUT_LIMIT
+    from lora_lab.worker.capacity import WITHOUT_LIMIT
 
     found = plan(spec.at({}, seed=0), memory=WITHOUT_LIMIT, device=device)
     return {**found.parts, "peak": found.peak_bytes}

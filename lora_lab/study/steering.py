@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 from lora_lab.errors import BadInput
-from lora_lab.spec import Figures, Point, RunResult, Stop, Sweep, violated
+from lora_lab.spec import Figures, Point, RunResult, RunSpec, Stop, Sweep, violated
 from lora_lab.study.judge import COSTS
 from lora_lab.study.parameters import decode, encode
 from lora_lab.study.population import goes_on
@@ -22,12 +23,18 @@ from lora_lab.study.stopping import reason_to_stop
 log = logging.getLogger(__name__)
 
 
+Hopeless = Callable[[RunSpec], str | None]
+"""Why a run cannot be trained here, however one tries; ``None`` where it can."""
+
+
 class Steering:
     """Steers the search of one study."""
 
-    def __init__(self, sweep: Sweep, session: Session, figures: Figures | None) -> None:
+    def __init__(
+        self, sweep: Sweep, session: Session, figures: Figures | None = None, hopeless: Hopeless | None = None
+    ) -> None:
         """``figures`` predicts what constraints, and pruners with several objectives, want to know of a run."""
-        self._sweep, self._session, self._figures = sweep, session, figures
+        self._sweep, self._session, self._figures, self._hopeless = sweep, session, figures, hopeless
         self._opened = time.time()
 
     def steer(self, settled: list[RunResult]) -> bool:
@@ -80,6 +87,8 @@ class Steering:
         try:
             spec = self._sweep.spec_of(decode(self._sweep.space, event["params"]), self._session.state.seeds[0])
             event["refused"] = violated(self._sweep.constraints, spec, self._figures)
+            if event["refused"] is None and self._hopeless is not None:
+                event["refused"] = self._hopeless(spec)
             if event["refused"] is None and self._session.shadow.judge.needs_costs and self._figures is not None:
                 figures = self._figures
                 wanted = {o.metric: COSTS[o.metric] for o in self._sweep.targets if o.metric in COSTS}
@@ -96,6 +105,8 @@ class Steering:
         try:
             spec = self._sweep.spec_of(point, seed)
             if violated(self._sweep.constraints, spec, self._figures) is not None:
+                return False
+            if self._hopeless is not None and self._hopeless(spec) is not None:
                 return False
         except BadInput:
             return False

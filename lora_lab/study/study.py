@@ -47,7 +47,7 @@ from lora_lab.study.population import another_optimizer
 from lora_lab.study.session import Session
 from lora_lab.study.stages import Stages
 from lora_lab.study.state import SHARED, Cause, RunState, TrialState, failure
-from lora_lab.study.steering import Steering
+from lora_lab.study.steering import Hopeless, Steering
 from lora_lab.study.verdict import front, value_of
 
 log = logging.getLogger(__name__)
@@ -114,9 +114,10 @@ class Study:
         name: str,
         launcher: LauncherSpec,
         figures: Figures | None = None,
+        hopeless: Hopeless | None = None,
     ) -> None:
         """Use :meth:`open`."""
-        self._steering = Steering(sweep, session, figures)
+        self._steering = Steering(sweep, session, figures, hopeless)
         self._stages = Stages(lambda: session.state, lambda run: self._run(run).spec) if staged(sweep) else None
         self.sweep = sweep
         self.folder = folder.path
@@ -133,12 +134,15 @@ class Study:
         self._keeper = Keeper(session, mirror, name, launcher.lease_seconds, self._look)
 
     @staticmethod
-    def open(sweep: Sweep, execution: Execution, figures: Figures | None = None) -> Study:
+    def open(
+        sweep: Sweep, execution: Execution, figures: Figures | None = None, hopeless: Hopeless | None = None
+    ) -> Study:
         """Create the study of ``sweep`` in ``execution.folder``, or go on with it, beside whoever works on it.
 
         ``sweep.trials`` and ``sweep.repeats`` may be other than last time; everything else must be the same.
         A sweep that was cancelled, or stopped after equal failures, goes on. ``figures`` predicts what constraints
-        (and pruners, with several objectives) want to know of a run.
+        (and pruners, with several objectives) want to know of a run; ``hopeless`` says why one cannot be trained here,
+        and so is refused.
 
         Raises:
             SpecError: the sampler, the pruner or one of their options is unknown.
@@ -147,7 +151,7 @@ class Study:
             StorageError: the storage cannot be reached or read.
             CheckpointError: a ``result.json`` is torn and the log has no copy of it.
         """
-        return Study(*opening.open_study(sweep, execution), execution.launcher, figures)
+        return Study(*opening.open_study(sweep, execution), execution.launcher, figures, hopeless)
 
     @staticmethod
     def join(
@@ -156,6 +160,7 @@ class Study:
         name: str | None,
         launcher: LauncherSpec,
         figures: Figures | None = None,
+        hopeless: Hopeless | None = None,
         *,
         allow_code: bool = False,
     ) -> Study:
@@ -165,7 +170,7 @@ class Study:
             SweepFolderError: there is none, or the folder cannot be written.
             StorageError: the storage cannot be reached or read.
         """
-        return Study(*opening.join_study(folder, storage, name, allow_code), launcher, figures)
+        return Study(*opening.join_study(folder, storage, name, allow_code), launcher, figures, hopeless)
 
     def close(self) -> None:
         """End as a worker: what it holds goes back into the queue. Nothing else is pending: every call is durable."""

@@ -21,7 +21,8 @@ from lora_lab.tracking.store import redact
 
 PAGE = 1000
 """Runs that one search gives."""
-WHOLE = ("best_step", "steps", "tokens", "trainable_parameters", "total_parameters", "lane_bytes", "peak_bytes")
+SIZES = ("lane_bytes", "peak_bytes", "predicted_bytes", "training_bytes")
+WHOLE = ("best_step", "steps", "tokens", "trainable_parameters", "total_parameters", *SIZES)
 
 
 def read_store(sweep: str, uri: str, experiment: str | None = None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -94,7 +95,8 @@ def _result(data: Any, space: Space, info: Any) -> dict[str, Any]:
         "point": point,
         "message": tags.get("message"),
         "attempts": int(tags.get("attempts", 1)),
-        "scores": {name.removeprefix("score."): v for name, v in metrics.items() if name.startswith("score.")},
+        "scores": _scores("score.", metrics),
+        "base_scores": _scores("base_score.", metrics),
         "started": info.start_time / 1000,
         "ended": info.end_time / 1000 if info.end_time else None,
     }
@@ -103,6 +105,10 @@ def _result(data: Any, space: Space, info: Any) -> dict[str, Any]:
         if field.name not in tree and value is not None:
             tree[field.name] = int(value) if field.name in WHOLE else value
     return tree
+
+
+def _scores(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
 
 
 def _value(domain: Domain, path: str, params: Mapping[str, str]) -> Any:

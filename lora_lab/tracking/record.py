@@ -81,7 +81,8 @@ def sweep_params(sweep: Sweep) -> dict[str, str]:
 def step_metrics(record: Mapping[str, Any]) -> dict[str, float]:
     """The metrics of a ``step`` or ``evaluation`` line of a spool; of other lines none."""
     if record["kind"] == "evaluation":
-        return {"eval_loss": record["loss"], "eval_accuracy": record["accuracy"]}
+        scores = {f"score.{name}": value for name, value in record.get("scores", {}).items()}
+        return {"eval_loss": record["loss"], "eval_accuracy": record["accuracy"], **scores}
     if record["kind"] != "step":
         return {}
     metrics = {"train_loss": record["loss"]} | {name: record[name] for name in ("lr", "grad_norm", "epoch")}
@@ -100,9 +101,10 @@ def final_metrics(result: RunResult) -> dict[str, float]:
             metrics[name] = float(value)
             if name in SERIES:
                 metrics[f"final_{name}"] = float(value)
-    for name, value in result.scores:
-        if isinstance(value, (int, float)) and math.isfinite(value):
-            metrics[f"score.{name}"] = float(value)
+    for prefix, scores in (("score", result.scores), ("base_score", result.base_scores)):
+        for name, value in scores:
+            if isinstance(value, (int, float)) and math.isfinite(value):
+                metrics[f"{prefix}.{name}"] = float(value)
     return metrics
 
 
