@@ -7,10 +7,13 @@ own, in which importing MLflow, talking to a server and drawing the report cost 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 import logging
+import queue
 import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +30,8 @@ EXAMPLE = "lora-lab sync rank_alpha --store http://localhost:5000"
 
 NICENESS = 19
 """Of the thread that follows a sweep: it takes what training leaves over."""
+LOCK_SECONDS = 1.0
+"""Between two looks whether the process that sends what all workers write is still there."""
 AFTER_PARENT_SECONDS = 5.0
 """How long it goes on sending when the process that started it has died."""
 
@@ -110,21 +115,38 @@ def follow(folder: Path) -> int:
 
     _log_to(folder / "logs" / "tracking.log")
     answers, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints is no answer
-    begin = json.loads(sys.stdin.readline())
+    lines = _lines()
+    begin = json.loads(lines.get())
     sweep = Sweep.from_tree(begin["sweep"])
     execution = Execution(str(folder), tracking=from_tree(TrackingSpec, begin["tracking"], "tracking"))
-    with file_lock(folder / ".tracking.lock", wait=False) as mine:
-        if not mine:  # another process sends what all workers write
-            sys.stdin.readline()
-            print(json.dumps(None), file=answers, flush=True)
-            return 0
-        tracker = open_tracker(sweep, execution, predict=predicted, niceness=NICENESS)
-        tracker.start()
-        said = sys.stdin.readline()
-        end = json.loads(said) if said else {"seconds": AFTER_PARENT_SECONDS, "report": False}
-        best = write_report(folder) if end["report"] else None
-        print(json.dumps(vars(tracker.close(end["seconds"], best))), file=answers, flush=True)
+    said: str | None = None
+    while said is None:
+        with file_lock(folder / ".tracking.lock", wait=False) as mine:
+            if mine:
+                tracker = open_tracker(sweep, execution, predict=predicted, niceness=NICENESS)
+                tracker.start()
+                said = lines.get()
+                end = json.loads(said) if said else {"seconds": AFTER_PARENT_SECONDS, "report": False}
+                best = write_report(folder) if end["report"] else None
+                print(json.dumps(vars(tracker.close(end["seconds"], best))), file=answers, flush=True)
+                return 0
+        with contextlib.suppress(queue.Empty):  # another process sends what all workers write, as yet
+            said = lines.get(timeout=LOCK_SECONDS)
+    print(json.dumps(None), file=answers, flush=True)
     return 0
+
+
+def _lines() -> queue.SimpleQueue[str]:
+    """The lines of standard input as they come, and an empty one at its end."""
+    found: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def read() -> None:
+        for line in sys.stdin:
+            found.put(line)
+        found.put("")
+
+    threading.Thread(target=read, name="standard input", daemon=True).start()
+    return found
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,7 +35,29 @@ def connect(uri: str) -> Any:
     from mlflow import MlflowClient
 
     logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())
+    if uri.startswith(SQLITE):
+        _make_whole(Path(uri.removeprefix(SQLITE)))
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _make_whole(path: Path) -> None:
+    """Make the SQLite store at ``path`` beside its place, and move it there.
+
+    MLflow makes one in some forty migrations; a process that is killed among them would leave a file that MLflow
+    refuses ever after.
+    """
+    if path.exists() and path.stat().st_size > 0:
+        return
+    from mlflow import MlflowClient
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        MlflowClient(tracking_uri=f"{SQLITE}{beside}").search_experiments(max_results=1)
+        with contextlib.suppress(FileExistsError):  # another process was faster
+            path.hardlink_to(beside)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 class Experiment:

@@ -42,9 +42,9 @@ class StoreState:
 
 
 def stores(folder: Path, uri: str) -> list[StoreState]:
-    """What of the sweep in ``folder`` is in the store at ``uri``: one for each experiment, in order of their making."""
+    """What of the sweep in ``folder`` is in the store at ``uri``: one for each experiment, oldest first."""
     trees = _read(folder / FILE).values()
-    return [StoreState(**tree) for tree in trees if tree["uri"] == redact(uri)]
+    return [StoreState(**tree) for tree in trees if tree["uri"] == redact(uri) and "experiment_id" in tree]
 
 
 class State:

@@ -40,8 +40,9 @@ class Teller:
     def _memory(self, lane: Lane) -> dict[str, int]:
         """Bytes by part: the base's weights, what the lane alone holds, and the peak of the process it was in."""
         adapters = sum(p.numel() * p.element_size() for p in lane.parameters)
+        model = self.base.model
         return {
-            "weights": sum(p.numel() * p.element_size() for p in self.base.model.parameters()),
+            "weights": sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers())),
             "adapters": adapters,
             "lane": lane.own_bytes,
             "optimizer": lane.own_bytes - 2 * adapters,

@@ -456,3 +456,18 @@ def test_artifacts_lie_beside_the_store(training, execution, client, experiment,
     location = client.get_experiment_by_name(experiment).artifact_location
     assert location.startswith(Path(store.removeprefix("sqlite:///")).parent.as_uri())
     assert connect(store) is not client
+
+
+def test_a_store_is_made_whole_or_not_at_all(tmp_path, monkeypatch):
+    """MLflow makes it in many steps; killed among them it would be refused ever after."""
+    from mlflow import MlflowClient
+
+    def killed(client, **_):
+        file = Path(client.tracking_uri.removeprefix("sqlite:///"))
+        file.write_bytes(b"half")
+        raise Crash
+
+    monkeypatch.setattr(MlflowClient, "search_experiments", killed)
+    with pytest.raises(Crash):
+        connect(f"sqlite:///{tmp_path}/mlflow.db")
+    assert not (tmp_path / "mlflow.db").exists()
