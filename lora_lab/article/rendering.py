@@ -90,4 +90,4 @@ def _count(verdicts: Sequence[Mapping[str, Any]]) -> str:
 
 def _marked(verdict: Mapping[str, Any]) -> str:
     status = str(verdict["status"])
-    return str(verdict["sentence"]).replace(f": {status}.", f": **{status}**.", 1)
+    return str(verdict["sentence"]).replace(f": {status}", f": **{status}**", 1)

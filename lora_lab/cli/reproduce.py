@@ -106,6 +106,9 @@ def _show_plan(console: Console, sweeps: Mapping[str, Composed]) -> None:
     from lora_lab.article.costs import costs_of
     from lora_lab.cli.summary import print_grid
 
+    if not sweeps:
+        console.print("Nothing is trained for these sections: their memory is planned.", soft_wrap=True)
+        return
     costs = costs_of({name: (one.sweep, Path(one.execution.folder)) for name, one in sweeps.items()})
     rows = [
         (
