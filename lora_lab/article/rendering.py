@@ -23,7 +23,7 @@ def page(evidence: Mapping[str, Any], every: Sequence[Section]) -> str:
         "*Supported*: the 95 % interval of the effect lies on the claimed side. *Contradicted*: it lies below the "
         "smallest effect worth claiming. *Inconclusive*: it holds both, and the power says whether the runs could have "
         "told. Tests are paired over seeds; the claims of one section are Holm-corrected, and where they differ the "
-        "section is *mixed*. Memory is that of lora-lab's own step, which is not the article's program. `±` is half the "
+        "section is *mixed*. Memory is that of lora-lab's own step, not of the article's program. `±` is half the "
         "95 % interval of a mean; losses are in nats a token; time is a run's share of its pack's, and depends on what "
         "else the machine did. [What the tests are](analysis.md#verdicts).",
         _summary(have, every),
