@@ -28,19 +28,21 @@ class Series:
     """Points of one name. ``None`` in ``x`` and ``y`` breaks a line.
 
     ``error`` are (low, high) ends of each point's interval in the direction of the numbers; ``along`` says whether that
-    is ``y`` or ``x``. ``colour`` counts the palette; ``None`` is the muted tone of what stands behind.
+    is ``y`` or ``x``. ``colour`` counts the palette; ``None`` is the muted tone of what stands behind. ``values`` are
+    those of a heat map's cells, between 0 and 1.
     """
 
     name: str
     x: tuple[Number, ...]
     y: tuple[Number, ...]
-    kind: Literal["line", "points", "bars"] = "points"
+    kind: Literal["line", "points", "bars", "heat"] = "points"
     colour: int | None = 0
     error: tuple[tuple[float, float], ...] | None = None
     along: Literal["x", "y"] = "y"
     texts: tuple[str, ...] = ()
     dashed: bool = False
     symbol: Literal["circle", "x", "diamond", "square", "line"] = "circle"
+    values: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,9 @@ def _trace(series: Series) -> dict[str, Any]:
         out["text"] = list(series.texts)
         if series.kind == "bars":
             out["textposition"] = "none"
-    if series.kind == "bars":
+    if series.kind == "heat":
+        out |= {"type": "heatmap", "z": list(series.values), "zmin": 0, "zmax": 1, "colorscale": "Viridis"}
+    elif series.kind == "bars":
         out |= {"type": "bar", "orientation": "h" if series.along == "x" else "v", "marker": {"color": colour}}
     else:
         behind = series.colour is None

@@ -12,17 +12,40 @@ import gzip
 import html
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from string import Template
 
 from lora_lab.analysis.figure import DARK, LIGHT, Figure, plotly
 from lora_lab.analysis.report import Report, Section
 
+
+@dataclass(frozen=True)
+class Findings:
+    """What a page says where it is no sweep's report."""
+
+    sections: tuple[Section, ...]
+
+    @property
+    def figures(self) -> tuple[Figure, ...]:
+        """All figures, in order."""
+        return tuple(figure for section in self.sections for figure in section.figures)
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """The first sentence of each section that has one."""
+        return tuple(section.sentences[0] for section in self.sections if section.sentences)
+
+
 TROUBLES = '<section aria-labelledby="troubles"><h2 id="troubles">Runs that did not complete</h2><ul>{}</ul></section>'
 
 
 def html_page(
-    report: Report, title: str, headline: str, facts: Sequence[tuple[str, str]] = (), troubles: Sequence[str] = ()
+    report: Report | Findings,
+    title: str,
+    headline: str,
+    facts: Sequence[tuple[str, str]] = (),
+    troubles: Sequence[str] = (),
 ) -> str:
     """The HTML text. ``facts`` are the large numbers at its head (name, value), ``troubles`` a line a failed run."""
     sections = "\n".join(_section(section) for section in report.sections)

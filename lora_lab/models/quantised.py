@@ -170,6 +170,23 @@ def frozen_weight(module: nn.Module) -> Tensor:
     return whole
 
 
+def rounded(weight: Tensor, spec: ModelSpec) -> Tensor:
+    """``weight`` as :func:`frozen_weight` gives it once it has been quantised as ``spec`` says, in its own dtype.
+
+    Of a linear map as it is quantised, ``(out, in)``.
+    """
+    library = bitsandbytes().functional
+    if spec.quantization == "int8":
+        numbers, scales, _ = library.int8_vectorwise_quant(weight.to(torch.float16))
+        whole: Tensor = library.int8_vectorwise_dequant(numbers, scales)
+        return whole.to(weight.dtype)
+    packed, state = library.quantize_4bit(
+        weight.contiguous(), compress_statistics=spec.double_quant, quant_type=spec.quantization
+    )
+    back: Tensor = library.dequantize_4bit(packed, state)
+    return back
+
+
 def original_size(parameter: nn.Parameter) -> int:
     """Numbers in ``parameter`` before it was quantised (two of them share a byte in 4 bits)."""
     state = getattr(parameter, "quant_state", None)

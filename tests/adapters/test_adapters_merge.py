@@ -1,0 +1,171 @@
+"""A merged model computes what base and adapter compute, for every architecture and every mergeable option."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from adapters.shapes import CONFIGS, model_spec
+from safetensors.torch import load_file
+
+from lora_lab.adapters.merging import merge, unmerge
+from lora_lab.adapters.verifying import TOLERANCE, logits, verify
+from lora_lab.errors import MethodError, SpecError, SweepFolderError
+from lora_lab.methods import load as load_adapter
+from lora_lab.models import frozen_weight, load
+from lora_lab.models.roles import TABLE
+from lora_lab.spec import pairs
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "lora": {"r": 4},
+    "rslora": {"r": 4, "rslora": True},
+    "dora": {"r": 4, "dora": True},
+    "pissa": {"r": 4, "init": "pissa"},
+    "olora": {"r": 4, "init": "olora"},
+    "orthogonal": {"r": 4, "init": "orthogonal"},
+    "ranks": {"r": 4, "rank_shape": "linear", "r_last": 2, "rank_pattern": {"lm_head": 3}, "alpha_over_r": 1.5},
+    "bfloat16": {"r": 4, "dtype": "bfloat16"},
+    "adalora": {"name": "adalora", "r": 2, "init_r": 4},
+    "vera": {"name": "vera", "r": 8},
+    "ia3": {"name": "ia3"},
+    "last_layers": {"name": "last_layers", "top_layers": 1},
+    "full": {"name": "full"},
+}
+"""Every option of a method that is a change of weights."""
+
+
+def test_there_is_a_model_for_every_architecture_of_the_table() -> None:
+    assert CONFIGS.keys() == TABLE.keys()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", TABLE)
+def test_every_architecture(kind: str, dtype: str, saved: Callable[..., Any], tmp_path: Path) -> None:
+    reference, _, _ = saved(model_spec(kind, dtype=dtype), r=4)
+    merged = merge(reference, tmp_path / "out")
+    found = verify(reference, tmp_path / "out", dtype)
+    assert merged.update > 0.01
+    assert found.difference <= TOLERANCE[dtype]
+    assert found.difference < merged.update / 5, "the adapter is in it"
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_every_option(kind: str, option: str, saved: Callable[..., Any], tmp_path: Path) -> None:
+    method = dict(OPTIONS[option])
+    if "rank_pattern" in method:
+        method["rank_pattern"] = pairs(method["rank_pattern"])
+    reference, attachment, base = saved(model_spec(kind), **method)
+    merge(reference, tmp_path / "out")
+    found = verify(reference, tmp_path / "out", "float32")
+    ids = torch.arange(24).view(1, 24)
+    moved = (logits(base, attachment, ids) - logits(base, None, ids)).norm() / logits(base, None, ids).norm()
+    assert found.difference <= TOLERANCE["bfloat16" if option == "bfloat16" else "float32"]
+    assert moved > 50 * TOLERANCE["float32"]
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "fp4", "int8"])
+def test_a_quantised_base_is_merged_as_it_was_trained_on(
+    quantization: str, stored: Callable[..., Any], saved: Callable[..., Any], tmp_path: Path
+) -> None:
+    model = stored("llama", quantization=quantization, double_quant=quantization == "nf4")
+    reference, _, base = saved(model, r=4)
+    merged = merge(reference, tmp_path / "out")
+    assert merged.streamed
+    assert merged.quantisation is not None and 0.001 < merged.quantisation < 0.3
+    kept = load_file(tmp_path / "out" / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj"
+    factor = load_adapter(reference.folder, base).factors[name]
+    exact = frozen_weight(base.model.get_submodule(name)) + factor.scaling * factor.B @ factor.A
+    torch.testing.assert_close(kept[f"{name}.weight"], exact.detach(), rtol=1e-5, atol=1e-6)
+    assert verify(reference, tmp_path / "out", "float32").difference < 1e-3
+    other = merge(reference, tmp_path / "original", onto="original")
+    assert other.quantisation is None
+    plain = load_file(Path(model.path) / "model.safetensors")[f"{name}.weight"]
+    onto = load_file(tmp_path / "original" / "model.safetensors")[f"{name}.weight"]
+    torch.testing.assert_close(onto - plain, (factor.scaling * factor.B @ factor.A).detach(), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "phi3"])
+def test_files_are_streamed_to_the_same_tensors_as_a_model_in_memory(
+    kind: str, stored: Callable[..., Any], saved: Callable[..., Any], tmp_path: Path
+) -> None:
+    shards = stored(kind, shard="40KB")
+    reference, attachment, _ = saved(shards, r=4)
+    merged = merge(reference, tmp_path / "streamed")
+    files = sorted((tmp_path / "streamed").glob("*.safetensors"))
+    assert merged.streamed and len(files) > 2
+    attachment.save(tmp_path / "again", base_name="tiny")
+    held = merge(type(reference)("again", tmp_path / "again", model_spec(kind)), tmp_path / "held")
+    assert not held.streamed
+    one = {name: value for file in files for name, value in load_file(file).items()}
+    other = load_file(tmp_path / "held" / "model.safetensors")
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_tied_head_is_untied_only_where_it_changes(
+    stored: Callable[..., Any], saved: Callable[..., Any], tmp_path: Path
+) -> None:
+    model = stored("llama")
+    for roles, untied in ((("query", "value"), False), (("value", "head"), True)):
+        reference, _, _ = saved(model, f"adapter-{untied}", r=4, roles=roles)
+        merged = merge(reference, tmp_path / f"out-{untied}")
+        config = json.loads((tmp_path / f"out-{untied}" / "config.json").read_text())
+        tensors = load_file(tmp_path / f"out-{untied}" / "model.safetensors")
+        assert merged.untied == untied == (not config["tie_word_embeddings"]) == ("lm_head.weight" in tensors)
+        before = load_file(Path(model.path) / "model.safetensors")["model.embed_tokens.weight"]
+        assert torch.equal(tensors["model.embed_tokens.weight"], before)
+        assert verify(reference, tmp_path / f"out-{untied}", "float32").holds
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("option", ["lora", "dora", "ia3", "last_layers"])
+def test_undoing_gives_the_base_back_bit_for_bit(
+    option: str, dtype: str, stored: Callable[..., Any], saved: Callable[..., Any], tmp_path: Path
+) -> None:
+    kind = "gpt2" if option == "last_layers" else "llama"
+    model = stored(kind, dtype=dtype, shard="60KB")
+    reference, _, _ = saved(model, size=0.2, **OPTIONS[option])
+    merge(reference, tmp_path / "out", reversible=True)
+    unmerge(tmp_path / "out", tmp_path / "back")
+    before = {k: v for file in Path(model.path).glob("*.safetensors") for k, v in load_file(file).items()}
+    after = {k: v for file in (tmp_path / "back").glob("*.safetensors") for k, v in load_file(file).items()}
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    ids = torch.arange(16).view(1, 16)
+    again = load(type(model)("back", path=str(tmp_path / "back"), dtype=dtype))
+    assert torch.equal(logits(again, None, ids), logits(load(model), None, ids))
+
+
+def test_what_cannot_be_merged_is_refused(saved: Callable[..., Any], tmp_path: Path) -> None:
+    for i, (method, said) in enumerate(
+        [
+            ({"name": "bottleneck"}, "no change of the base model's weights"),
+            ({"name": "prompt_tuning", "virtual_tokens": 4}, "no change of the base model's weights"),
+            ({"name": "bitfit", "add_biases": True}, "has no place for one"),
+        ]
+    ):
+        reference, _, _ = saved(model_spec("llama"), f"adapter{i}", **method)
+        with pytest.raises(MethodError, match=said):
+            merge(reference, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+    reference, _, _ = saved(model_spec("llama"), r=2)
+    with pytest.raises(SpecError, match="cannot hold"):
+        merge(reference, tmp_path / "out", dtype="bfloat16", reversible=True)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").touch()
+    with pytest.raises(SweepFolderError, match="something is there already"):
+        merge(reference, tmp_path / "full")
+
+
+def test_biases_are_merged_where_the_architecture_has_them(saved: Callable[..., Any], tmp_path: Path) -> None:
+    for kind in ("gpt2", "gpt_neox", "phi"):
+        roles = ("query", "key", "value", "projection", "mlp")
+        reference, _, _ = saved(model_spec(kind), f"bias-{kind}", name="bitfit", roles=roles)
+        merge(reference, tmp_path / kind)
+        assert verify(reference, tmp_path / kind, "float32").holds
