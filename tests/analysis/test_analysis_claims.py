@@ -179,6 +179,7 @@ def test_sizes_are_compared_exactly() -> None:
     assert status(Saves("qlora", "lora", 0.3, 0.4)) is YES and status(Saves("qlora", "lora", 0.4)) is NO
     assert status(Grows(("qlora", "lora", "long"), 0.5)) is YES and status(Grows(("lora", "qlora"))) is NO
     assert status(Grows(("qlora", "lora"), 0.9)) is NO, "it grows by less"
+    assert status(Grows(("qlora", "long", "lora"))) is NO, "larger at the end, and not at every step"
     assert status(Saves("qlora", "lora", of="measured")) is OPEN and status(Fits("other", 1.0)) is OPEN
 
 
