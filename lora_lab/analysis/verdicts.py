@@ -60,7 +60,11 @@ class Verdict:
 
     @property
     def sentence(self) -> str:
-        """The verdict with its evidence in one line."""
+        """The verdict with its evidence in one line; a number without luck in it has no interval."""
+        if self.n == 0:
+            return f"{self.claim}: {self.status} ({self.test})."
+        if math.isnan(self.p) and self.low == self.high:
+            return f"{self.claim}: {self.status}. It is {self.effect:.3g} ({self.test})."
         power = "" if math.isnan(self.power) else f"; power {self.power:.2f} for {self.smallest:.3g}"
         p = "" if math.isnan(self.p) else f", p = {self.p:.2g}"
         return (

@@ -20,6 +20,9 @@ from lora_lab.spec.tree import thaw
 if TYPE_CHECKING:
     import pandas as pd
 
+MIXED = "mixed"
+"""The word for a section whose claims came to different verdicts; each of them is shown."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -31,18 +34,18 @@ class Finding:
     notes: tuple[str, ...] = ()
 
     @property
-    def status(self) -> Status:
-        """Supported where all claims are, contradicted where one of them is, inconclusive otherwise."""
+    def status(self) -> str | None:
+        """What all claims have come to, ``mixed`` where they differ; ``None`` for a section without claims."""
         statuses = {verdict.status for verdict in self.verdicts}
-        if Status.CONTRADICTED in statuses:
-            return Status.CONTRADICTED
-        return Status.SUPPORTED if statuses == {Status.SUPPORTED} else Status.INCONCLUSIVE
+        if not statuses:
+            return None
+        return str(statuses.pop()) if len(statuses) == 1 else MIXED
 
     def to_tree(self) -> dict[str, Any]:
         """The JSON tree of the evidence file; no NaN in it: ``None``."""
         return {
             "id": self.section.id,
-            "status": str(self.status) if self.verdicts else None,
+            "status": self.status,
             "verdicts": [_clean(asdict(v)) | {"sentence": v.sentence} for v in self.verdicts],
             "tables": [asdict(grid) for grid in self.tables],
             "notes": list(self.notes),

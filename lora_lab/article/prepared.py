@@ -54,7 +54,7 @@ def prepare(part: Part, folder: Path, data: str = BUILT_IN, *, scale: float = 1.
 
 def _prepare_quality(folder: Path, scale: float) -> None:
     few = max(8, round(CURATED * scale))
-    train, held_out = generate(DataSpec(train_size=TIMES * few, eval_size=max(8, round(HELD_OUT * scale))))
+    train, held_out = generate(DataSpec(train_size=TIMES * few, eval_size=max(16, round(HELD_OUT * scale))))
     dice = random.Random("q1")
     wrong = [dice.choice(train).output if dice.random() < WRONG else one.output for one in train]
     _write(folder / "curated.json", map(_alpaca, train[:few]))
@@ -69,7 +69,7 @@ def _prepare_sums(folder: Path, data: str, scale: float) -> None:
         raise DataError(f"{data}: every example has a digit in it; Q2 needs instructions without arithmetic.")
     sums = _sums() if real is None or not (real / "arithmetic").is_dir() else _real_sums(real / "arithmetic")
     _write(folder / "instructions.json", examples[: max(64, round(2000 * scale))])
-    _write(folder / "sums.json", sums[: max(8, round(SUMS * scale))])
+    _write(folder / "sums.json", sums[: max(16, round(SUMS * scale))])
 
 
 def _built_in() -> list[Record]:

@@ -181,7 +181,7 @@ QUESTIONS = (
             Claim("Trainable parameters: higher ranks take more", Grows(_labels(_RANKS), 0.1)),
             Claim("Sequence length: longer sequences take more", Grows(_labels(_LENGTHS), 0.1)),
             Claim(
-                "Sequences of 2,048 tokens take the article's 9.1 GB more than of 1,304 at r=256, to 25 %",
+                "At r=256 sequences of 2,048 tokens take the article's 9.1 GB more than those of 1,304, to 25 %",
                 Near(ALL_256_LONG.label, 9.10e9, 0.25, minus=ALL_256.label),
             ),
         ),

@@ -8,7 +8,6 @@ from typing import Any
 from lora_lab.analysis.rendering import Grid
 from lora_lab.article.section import Section
 
-MARKS = {"supported": "supported", "contradicted": "**contradicted**", "inconclusive": "inconclusive", None: "–"}
 SOURCE = "https://magazine.sebastianraschka.com/p/practical-tips-for-finetuning-llms"
 
 
@@ -23,10 +22,10 @@ def page(evidence: Mapping[str, Any], every: Sequence[Section]) -> str:
         f"Made by `{evidence['command']}` on {evidence['date']}, {evidence['machine']}.",
         "*Supported*: the 95 % interval of the effect lies on the claimed side. *Contradicted*: it lies below the "
         "smallest effect worth claiming. *Inconclusive*: it holds both, and the power says whether the runs could have "
-        "told. Tests are paired over seeds; the claims of one section are Holm-corrected. A section is supported where "
-        "all of its claims are, contradicted where one is. `±` is half the 95 % interval of a mean. Losses are in nats "
-        "a token; time is a run's share of its pack's, and depends on what else the machine did. "
-        "[What the tests are](analysis.md#verdicts).",
+        "told. Tests are paired over seeds; the claims of one section are Holm-corrected, and where they differ the "
+        "section is *mixed*. Memory is that of lora-lab's own step, not of the article's program. `±` is half the "
+        "95 % interval of a mean; losses are in nats a token; time is a run's share of its pack's, and depends on what "
+        "else the machine did. [What the tests are](analysis.md#verdicts).",
         _summary(have, every),
     ]
     missing = [section for section in every if section.id not in have]
@@ -77,7 +76,7 @@ def _summary(have: Mapping[str, Any], every: Sequence[Section]) -> str:
     rows = []
     for section in every:
         tree = have.get(section.id)
-        said = "not yet run here" if tree is None else MARKS[tree["status"]]
+        said = "not yet run here" if tree is None else str(tree["status"] or "–")
         count = "" if tree is None else _count(tree["verdicts"])
         rows.append(f"| {section.title} | {section.says} | {said} | {count} |")
     return "\n".join(["| section | the article says | verdict here | claims |", "|:--|:--|:--|:--|", *rows])
@@ -90,4 +89,4 @@ def _count(verdicts: Sequence[Mapping[str, Any]]) -> str:
 
 def _marked(verdict: Mapping[str, Any]) -> str:
     status = str(verdict["status"])
-    return str(verdict["sentence"]).replace(f": {status}.", f": **{status}**.", 1)
+    return str(verdict["sentence"]).replace(f": {status}", f": **{status}**", 1)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_lab.cli.commands import typed
 from lora_lab.errors import RunFailed
 
 if TYPE_CHECKING:
@@ -97,8 +97,9 @@ def _asked(args: argparse.Namespace) -> Reproduction:
 
 
 def _command(args: argparse.Namespace) -> str:
-    flags = (("--budget", args.budget), ("--model", args.model), ("--data", args.data), ("--md", args.md))
-    return typed(["lora-lab", "reproduce", *args.words, *[w for name, v in flags if v for w in (name, str(v))]])
+    flags = {name: getattr(args, name) for name in ("budget", "model", "data", "dir", "md")}
+    said = [word for name, value in flags.items() if value for word in (f"--{name}", str(value))]
+    return shlex.join(["lora-lab", "reproduce", *args.words, *said])
 
 
 def _show_plan(console: Console, sweeps: Mapping[str, Composed]) -> None:
@@ -106,6 +107,9 @@ def _show_plan(console: Console, sweeps: Mapping[str, Composed]) -> None:
     from lora_lab.article.costs import costs_of
     from lora_lab.cli.summary import print_grid
 
+    if not sweeps:
+        console.print("Nothing is trained for these sections: their memory is planned.", soft_wrap=True)
+        return
     costs = costs_of({name: (one.sweep, Path(one.execution.folder)) for name, one in sweeps.items()})
     rows = [
         (

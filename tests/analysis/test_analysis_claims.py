@@ -18,6 +18,7 @@ from lora_lab.analysis.claims import (
     Gains,
     GainsMore,
     Grows,
+    Longer,
     Near,
     NotBetter,
     OptimumRises,
@@ -178,7 +179,18 @@ def test_sizes_are_compared_exactly() -> None:
     assert status(Saves("qlora", "lora", 0.3, 0.4)) is YES and status(Saves("qlora", "lora", 0.4)) is NO
     assert status(Grows(("qlora", "lora", "long"), 0.5)) is YES and status(Grows(("lora", "qlora"))) is NO
     assert status(Grows(("qlora", "lora"), 0.9)) is NO, "it grows by less"
+    assert status(Grows(("qlora", "long", "lora"))) is NO, "larger at the end, and not at every step"
     assert status(Saves("qlora", "lora", of="measured")) is OPEN and status(Fits("other", 1.0)) is OPEN
+
+
+def test_time_is_one_measurement() -> None:
+    frame = ranks(0.0)
+    frame["seconds"] = 10.0 + (frame["method.r"] == 8)
+    found = verdict(Longer(at(8), at(2)), s=frame)
+    assert found.status is YES and found.effect == pytest.approx(0.1) and math.isnan(found.p)
+    assert verdict(Longer(at(2), at(8)), s=frame).status is NO
+    assert verdict(Longer(at(8), at(2), least=0.5), s=frame).status is OPEN
+    assert "CI" not in found.sentence
 
 
 def test_what_cannot_be_tested_says_why() -> None:

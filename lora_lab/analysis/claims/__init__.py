@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lora_lab.analysis.claims.optima import Apart, OptimumRises
     from lora_lab.analysis.claims.pairs import Better, Gains, GainsMore, NotBetter, Same
     from lora_lab.analysis.claims.roles import Pays
-    from lora_lab.analysis.claims.sizes import Fits, Grows, Near, Saves
+    from lora_lab.analysis.claims.sizes import Fits, Grows, Longer, Near, Saves
     from lora_lab.analysis.claims.spreads import Steady
     from lora_lab.analysis.claims.trends import Rises
 
@@ -27,7 +27,7 @@ _PLACES = {
     "optima": ("Apart", "OptimumRises"),
     "pairs": ("Better", "Gains", "GainsMore", "NotBetter", "Same"),
     "roles": ("Pays",),
-    "sizes": ("Fits", "Grows", "Near", "Saves"),
+    "sizes": ("Fits", "Grows", "Longer", "Near", "Saves"),
     "spreads": ("Steady",),
     "trends": ("Rises",),
 }
@@ -42,6 +42,7 @@ __all__ = [
     "Gains",
     "GainsMore",
     "Grows",
+    "Longer",
     "Near",
     "NotBetter",
     "OptimumRises",

@@ -6,7 +6,7 @@ import itertools
 import math
 from dataclasses import dataclass
 
-from lora_lab.analysis.claims.evidence import Evidence
+from lora_lab.analysis.claims.evidence import Evidence, Side
 from lora_lab.analysis.verdicts import Status, Verdict, within_factor
 from lora_lab.errors import SpecError
 
@@ -83,6 +83,28 @@ class Grows:
         status = Status.SUPPORTED if rising and growth >= self.least else Status.CONTRADICTED
         test = f"strictly rising over {len(found)} sizes, by {100 * self.least:g} % or more in all"
         return _exact(claim, status, test, growth, self.least)
+
+
+@dataclass(frozen=True)
+class Longer:
+    """``slow`` takes longer than ``fast``, by the share ``least`` to be worth claiming.
+
+    Lanes of a pack share its time, so their seconds are one measurement and not several: there is no interval.
+    """
+
+    slow: Side
+    fast: Side
+    least: float = 0.05
+
+    def __call__(self, claim: str, evidence: Evidence) -> Verdict:
+        """Compare the mean seconds a run."""
+        slow, fast = (float(side.values(evidence, "seconds").mean()) for side in (self.slow, self.fast))
+        if not fast > 0:
+            raise SpecError(f"the runs of {self.fast.sweep} took no time that was measured")
+        more = slow / fast - 1
+        status = Status.CONTRADICTED if more <= 0 else Status.SUPPORTED if more >= self.least else Status.INCONCLUSIVE
+        test = f"more seconds a run, as a share, {self.least:g} or more; one measurement, without an interval"
+        return _exact(claim, status, test, more, self.least)
 
 
 def _exact(claim: str, status: Status, test: str, effect: float, smallest: float) -> Verdict:
