@@ -255,9 +255,9 @@ def _tokenizer(writer: Any, shell: BaseModel, folder: Path) -> None:
     writer.add_token_types(types)
     writer.add_token_merges(list(_merges(tree)) or [""])
     for name in ("bos", "eos", "pad", "unk"):
-        index = getattr(shell.tokenizer, f"{name}_token_id", None)
-        if index is not None:
-            getattr(writer, f"add_{name}_token_id")(index)
+        special = getattr(shell.tokenizer, f"{name}_token_id", None)
+        if special is not None:
+            getattr(writer, f"add_{name}_token_id")(special)
     if shell.tokenizer.chat_template:
         writer.add_chat_template(shell.tokenizer.chat_template)
 
