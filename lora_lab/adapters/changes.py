@@ -53,7 +53,8 @@ class Change:
         match self.path:
             case Magnitude(magnitude=magnitude):
                 norms = torch.linalg.vector_norm(rows, dim=1).clamp_min(torch.finfo(dtype).tiny)
-                return rows * (magnitude.detach()[part].to(dtype) / norms).unsqueeze(1)
+                scales: Tensor = magnitude.detach()[part].to(dtype) / norms
+                return rows * scales.unsqueeze(1)
             case Scale(scale=scale, feedforward=True):
                 return rows * scale.detach().to(dtype).view(1, -1)
             case Scale(scale=scale):
