@@ -1,7 +1,8 @@
 # A newcomer needs two of these: `make sweep` and `make test`. `make help` lists them all.
 #
 # Each target sets up what it needs: the environment is made once, in .venv or in VENV=path, and made again
-# when pyproject.toml changes. ARGS adds overrides to the sweep, options to a benchmark, PYTEST_ARGS to pytest:
+# when pyproject.toml changes. ARGS adds overrides to the sweep, options to a benchmark, PYTEST_ARGS to pytest, which
+# runs in as many processes as there are cores (PYTEST_WORKERS=0: in one):
 #   make sweep ARGS="budget.steps=20 sweep.name=short"
 #   make bench BENCH=sweep_throughput ARGS="--shapes 1x64 --quick"
 #   make test PYTEST_ARGS="tests/spec -x"
@@ -14,6 +15,7 @@ SWEEP ?= rank_alpha
 BENCH ?= sweep_throughput memory_curve packed_step
 ARGS ?=
 PYTEST_ARGS ?=
+PYTEST_WORKERS ?= auto
 
 BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.lora-lab-installed
@@ -32,7 +34,7 @@ sweep: $(STAMP)  ## run the rank x alpha sweep on SmolLM2-135M, or go on with it
 
 test: lint  ## everything CI runs: ruff, mypy, import-linter, pytest
 	@echo "== pytest"
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 lint: $(STAMP)  ## style, types and floors, no tests
 	@echo "== ruff"

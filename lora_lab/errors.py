@@ -11,7 +11,8 @@
     │   ├── ModelError           a base model, its tokenizer, its roles
     │   ├── MethodError          a PEFT method that cannot be attached as asked
     │   ├── SweepFolderError     the sweep's folder: taken, unwritable, full
-    │   └── StorageError         a study storage or tracking store that cannot be reached
+    │   ├── StorageError         a study storage or tracking store that cannot be reached
+    │   └── LauncherError        a scheduler that is missing, away, or refuses a job
     ├── RunFailed                a run ended without a result              (exit code 1)
     │   └── OutOfMemory          the device had too little memory for it
     ├── CheckpointError          a checkpoint or adapter file is torn or of another run
@@ -69,6 +70,10 @@ class SweepFolderError(BadInput):
 
 class StorageError(BadInput):
     """A study storage or a tracking store that cannot be reached."""
+
+
+class LauncherError(BadInput):
+    """A launcher's scheduler is missing, cannot be reached, or refuses a job."""
 
 
 class RunFailed(LoraLabError):

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from command import LORA_LAB, environment
+from hypothesis import settings
 from postgres import Postgres, server
 
 from lora_lab.files import write_json
@@ -25,6 +26,9 @@ from lora_lab.spec import (
     pairs,
     run_id,
 )
+
+settings.register_profile("lora-lab", deadline=None)  # how fast the machine is, is not what is tested
+settings.load_profile("lora-lab")
 
 Value = Callable[[Mapping[str, Any], int], float]
 

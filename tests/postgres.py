@@ -1,4 +1,4 @@
-"""A PostgreSQL server of the test's own, from Debian's packages; tests that want one skip where it is not installed."""
+"""A PostgreSQL server of the test's own, from Debian's packages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
+from services import absent
 
 
 def binaries() -> Path | None:
@@ -28,7 +28,7 @@ class Postgres:
     def __init__(self, folder: Path) -> None:
         bin = binaries()
         if bin is None:
-            pytest.skip("PostgreSQL is not installed (apt-get install postgresql)")
+            absent("postgresql", "PostgreSQL is not installed (apt-get install postgresql)")
         self._bin, self._folder = bin, folder
         self._user: list[str] = []
         if os.geteuid() == 0:  # the server refuses to run as root

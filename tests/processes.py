@@ -14,14 +14,16 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+import psutil
 from permissions import ordinary
 
+POLL_SECONDS = 0.02
 PRELOAD = [
     "lora_lab.cli.main",
     "lora_lab.cli.sweep",
@@ -63,12 +65,21 @@ class Started:
 
     process: ForkServerProcess
     output: Path
+    _busy: float = 0.0
 
-    def wait(self, timeout: float = 120.0) -> int:
+    def wait(self, seconds: float = 300.0) -> int:
         """Its exit code; negative for a signal."""
-        self.process.join(timeout)
-        assert self.process.exitcode is not None, f"still running:\n{self.said()}"
+        until(lambda: self.process.exitcode is not None, f"its end:\n{self.said()}", seconds)
+        assert self.process.exitcode is not None
         return self.process.exitcode
+
+    @property
+    def busy_seconds(self) -> float:
+        """Processor time that it has spent: how long it worked, whatever else the machine had to do."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = psutil.Process(self.process.pid).cpu_times()
+            self._busy = times.user + times.system
+        return self._busy
 
     def send(self, number: signal.Signals) -> None:
         """Send it a signal."""
@@ -94,25 +105,33 @@ def start(
     dies: Death | HalfWrite | None = None,
     limit: int | None = None,
     as_user: bool = False,
+    variables: Mapping[str, str] | None = None,
 ) -> Started:
     """Run ``lora-lab`` with ``words`` in ``folder``; ``limit``: no file may grow beyond so many bytes; ``as_user``:
-    permissions count for it, also where it is root's."""
+    permissions count for it, also where it is root's; ``variables`` of its environment, beside the server's."""
     output = folder / f"output-{time.monotonic_ns()}.txt"
-    process = context().Process(target=_run, args=(str(folder), str(output), words, dies, limit, as_user))
+    process = context().Process(target=_run, args=(str(folder), str(output), words, dies, limit, as_user, variables))
     process.start()
     return Started(process, output)
 
 
-def until(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> None:
-    """Wait for ``condition``."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"waited in vain for {what}"
-        time.sleep(0.02)
+def until(condition: Callable[[], Any], what: str, seconds: float = 300.0) -> None:
+    """Wait for ``condition``. Looks are counted: time in which this process stood still is nobody's delay."""
+    for _ in range(int(seconds / POLL_SECONDS)):
+        if condition():
+            return
+        time.sleep(POLL_SECONDS)
+    raise AssertionError(f"waited in vain for {what}")
 
 
 def _run(
-    folder: str, output: str, words: tuple[str, ...], dies: Death | HalfWrite | None, limit: int | None, as_user: bool
+    folder: str,
+    output: str,
+    words: tuple[str, ...],
+    dies: Death | HalfWrite | None,
+    limit: int | None,
+    as_user: bool,
+    variables: Mapping[str, str] | None,
 ) -> None:
     os.chdir(folder)
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -120,8 +139,8 @@ def _run(
     os.dup2(file, 2)
     sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
-    os.environ |= {"COLUMNS": "120", "OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": ""}
-    faulthandler.dump_traceback_later(15, repeat=True)  # where it hangs, if it does
+    os.environ |= {"COLUMNS": "120", "OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": ""} | dict(variables or {})
+    faulthandler.dump_traceback_later(120, repeat=True)  # where it hangs, if it does
     import torch
 
     torch.set_num_threads(1)

@@ -40,6 +40,10 @@ class Simulated:
         while most is None or settled < most:
             while len(lanes) < self.lanes and (run := self.study.next_run(company=bool(lanes))) is not None:
                 self.begun.append(run.id)
+                if run.parent_step is not None and run.id not in self.trained:
+                    assert self.trained[run.parent or ""] == run.parent_step, "its parent waits for it"
+                    self.trained[run.id] = run.parent_step
+                    self.study.saved(run, run.parent_step)
                 lanes.append(run)
             if not lanes:
                 return self

@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
 import lora_lab
 from lora_lab.cli.main import ALLOW_CODE, VERBS, verb_of
@@ -29,6 +30,8 @@ def blocks(*languages):
 def commands(program):
     """Every line of a shell block that starts with ``program``, as words."""
     lines = [line for block in blocks("sh", "bash") for line in block.values[0].splitlines()]
+    consoles = [line for block in blocks("console") for line in block.values[0].splitlines()]
+    lines += [line.removeprefix("$ ") for line in consoles if line.startswith("$ ")]
     mine = [line for line in lines if line.startswith(f"{program} ")]
     return [shlex.split(line, comments=True) for line in mine]
 
@@ -48,7 +51,7 @@ def test_commands_of_lora_lab_parse_and_compose(words):
     parser = argparse.ArgumentParser(exit_on_error=False)
     module.configure(parser)
     args = parser.parse_intermixed_args(words[2:])
-    if verb not in ("sweep", "train", "plan", "doctor", "data"):
+    if verb not in ("sweep", "train", "plan", "measure", "doctor", "data"):
         return
     said = [word for word in (getattr(args, "sweep", None), *args.overrides) if word]
     overrides = [word for word in said if "=" in word and word != ALLOW_CODE]
@@ -75,6 +78,15 @@ def test_yaml_is_a_sweep(text, tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text(text)
     assert compose_sweep(str(file)).sweep.planned_trials > 0
+
+
+@pytest.mark.parametrize("text", blocks("yml"))
+def test_other_yaml_is_a_kubernetes_job_of_workers(text):
+    job = yaml.safe_load(text)
+    assert (job["apiVersion"], job["kind"]) == ("batch/v1", "Job")
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    verb_of(container["args"][0]).configure(parser := argparse.ArgumentParser(exit_on_error=False))
+    parser.parse_args(container["args"][1:])
 
 
 @pytest.mark.parametrize("text", blocks("python"))

@@ -24,10 +24,12 @@ SWEEP = (
     "pack.max_lanes=3",
     "sweep.repeats=2",
     "sweep.space={method.r: {choices: [2, 4, 8]}}",
-    "launcher.lease_seconds=2",
+    "launcher.lease_seconds=60",
     "launcher.checkpoint_seconds=0.3",
 )
-"""Six runs of 40 steps, three at once."""
+"""Six runs of 40 steps, three at once. The lease is so long that a slow machine is not taken for a dead one."""
+SLEEPY = (*SWEEP, "launcher.lease_seconds=2")
+"""The same for workers that are put to sleep, and are to be missed."""
 
 
 def results(folder: Path) -> pd.DataFrame:

@@ -103,8 +103,9 @@ def _compared(frame: pd.DataFrame, table: AblationTable, baseline: Mapping[str, 
     hidden = [path for path in (*searched_paths(frame), "seed") if path not in table.paths]
     blocks = blocks_table(frame, table.metric, table.paths, hidden)
     keys = [tuple(map(_cell_key, point)) for point in points]
+    several = len(table.paths) > 1  # else a tuple is one value: a mask, ranks by group
     blocks.index = pd.Index(
-        [tuple(map(_cell_key, key if isinstance(key, tuple) else (key,))) for key in blocks.index], tupleize_cols=False
+        [tuple(map(_cell_key, key if several else (key,))) for key in blocks.index], tupleize_cols=False
     )
     present = [key for key in keys if key in set(blocks.index)]
     if keys[place] not in present:

@@ -17,7 +17,7 @@ from typing import Any
 
 from lora_lab.errors import CheckpointError, SpecError, SweepFolderError, nearest
 from lora_lab.files import read_json
-from lora_lab.spec import Choices, FloatRange, IntRange, Masks, Objective, Outcome, Space, to_tree
+from lora_lab.spec import FIRST_BRANCH, Choices, FloatRange, IntRange, Masks, Objective, Outcome, Space, to_tree
 
 _RESULT_FIELDS = frozenset({"run", "trial", "seed", "key", "outcome", "point"})
 _OUTCOMES = frozenset(str(outcome) for outcome in Outcome)
@@ -154,7 +154,7 @@ def read_results(folder: Path | str) -> list[dict[str, Any]]:
     results = []
     for name in names:
         tree = read_result(runs / name)
-        if tree is not None and tree.get("parent") is None:
+        if tree is not None and tree["trial"] < FIRST_BRANCH:
             results.append(tree)
     results.sort(key=lambda tree: (tree["trial"], tree["seed"]))
     return results

@@ -36,9 +36,10 @@ MEASURES = (
 )
 """The measured columns, in order; the other fields of a result follow them."""
 
-_NESTED = ("point", "scores")
-_TEXT = ("sweep", "run", "outcome", "key", "adapter", "message")
-_WHOLE = ("trial", "seed", "trainable_parameters", "total_parameters", "lane_bytes", "peak_bytes", "tokens", "steps")
+_NESTED = ("point", "scores", "base_scores")
+_TEXT = ("sweep", "run", "outcome", "key", "adapter", "message", "device")
+_SIZES = ("lane_bytes", "peak_bytes", "predicted_bytes", "training_bytes")
+_WHOLE = ("trial", "seed", "trainable_parameters", "total_parameters", *_SIZES, "tokens", "steps")
 
 
 def load_results(folder: Path | str) -> pd.DataFrame:
@@ -47,9 +48,9 @@ def load_results(folder: Path | str) -> pd.DataFrame:
     Columns: ``sweep trial run seed outcome key``; one column per searched config path (``method.r``; a mask is
     a tuple of role names); then :data:`MEASURES` (losses in nats per supervised token, exact match as a fraction,
     sizes in bytes, times in seconds) and the other fields of :class:`~lora_lab.spec.RunResult`;
-    ``scores.<task>`` for every benchmark score. A number that a run does not have is NaN. ``adapter`` is relative
-    to ``folder``. ``frame.attrs["sweep"]`` holds the sweep's name, space, objective, sampler, trials and repeats,
-    from which tables take their defaults.
+    ``scores.<name>`` for every benchmark score and ``base_scores.<name>`` for the base model's. A number that a run
+    does not have is NaN. ``adapter`` is relative to ``folder``. ``frame.attrs["sweep"]`` holds the sweep's name, space,
+    objective, sampler, trials and repeats, from which tables take their defaults.
 
     Raises:
         SweepFolderError: no sweep in ``folder``, or no run of it has a result yet.
@@ -76,8 +77,9 @@ def results_frame(record: SweepRecord, results: Sequence[Mapping[str, Any]]) -> 
     rest = [name for name in defaults if name not in (*IDENTITY, *MEASURES, *_NESTED)]
     for name in (*MEASURES, *rest):
         columns[name] = [tree.get(name, defaults[name]) for tree in results]
-    for task in dict.fromkeys(task for tree in results for task in tree.get("scores") or ()):
-        columns[f"scores.{task}"] = [(tree.get("scores") or {}).get(task) for tree in results]
+    for kind in ("scores", "base_scores"):
+        for task in dict.fromkeys(task for tree in results for task in tree.get(kind) or ()):
+            columns[f"{kind}.{task}"] = [(tree.get(kind) or {}).get(task) for tree in results]
     frame = pd.DataFrame({name: _series(name, values) for name, values in columns.items()})
     frame.attrs["sweep"] = record.to_attrs()
     return frame

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -22,15 +22,10 @@ from lora_lab.analysis.naming import point_name
 from lora_lab.errors import SpecError, nearest
 from lora_lab.spec import Choices, Domain, FloatRange, IntRange, Masks, Outcome, Space
 from lora_lab.spec.objective import DIRECTIONS
-
-BASE_METRICS: Mapping[str, str] = {
-    "eval_loss": "base_eval_loss",
-    "best_eval_loss": "base_eval_loss",
-    "exact_match": "base_exact_match",
-}
-"""The untrained base model's own score for a metric."""
+from lora_lab.spec.result import BASE_METRICS
 
 HIGHER_IS_BETTER = frozenset({"exact_match", "eval_accuracy"})
+_SCORES = ("scores.", "base_scores.")
 
 
 @dataclass(frozen=True)
@@ -110,7 +105,7 @@ def configurations(
     check_metric(frame, metric)
     for path in paths:
         check_path(frame, path)
-    base_column = BASE_METRICS.get(metric)
+    base_column = base_metric(metric)
     bases = frame[base_column].tolist() if base_column in frame else [math.nan] * len(frame)
     groups: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
     columns = [[plain_value(v) for v in frame[path].tolist()] for path in paths]
@@ -192,7 +187,12 @@ def searched_paths(frame: pd.DataFrame) -> list[str]:
     sweep = frame.attrs.get("sweep")
     if sweep is not None:
         return [path for path in sweep["space"] if path in frame]
-    return [str(name) for name in frame.columns if "." in str(name) and not str(name).startswith("scores.")]
+    return [str(name) for name in frame.columns if "." in str(name) and not str(name).startswith(_SCORES)]
+
+
+def base_metric(metric: str) -> str | None:
+    """The column of the base model's own value of a metric, where it has one."""
+    return f"base_{metric}" if metric.startswith("scores.") else BASE_METRICS.get(metric)
 
 
 def objective_of(frame: pd.DataFrame, metric: str | None, direction: str | None) -> tuple[str, str]:
@@ -209,7 +209,8 @@ def objective_of(frame: pd.DataFrame, metric: str | None, direction: str | None)
     if direction is None and metric == own["metric"]:
         direction = str(own["direction"])
     if direction is None:
-        higher = metric in HIGHER_IS_BETTER or metric.startswith("scores.")
+        lower = any(word in metric for word in ("perplexity", "bits_per_byte", "_stderr", "brier", ".ties"))
+        higher = metric in HIGHER_IS_BETTER or (metric.startswith("scores.") and not lower)
         direction = "maximize" if higher else "minimize"
     if direction not in DIRECTIONS:
         raise SpecError(

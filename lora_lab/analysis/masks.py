@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from scipy import linalg, stats
 
-from lora_lab.analysis.grouping import BASE_METRICS, objective_of, searched_paths
+from lora_lab.analysis.grouping import base_metric, objective_of, searched_paths
 from lora_lab.analysis.intervals import LEVEL, Floats
 from lora_lab.spec import ROLES, all_masks
 
@@ -131,7 +131,7 @@ def mask_effects(frame: pd.DataFrame, metric: str | None = None, direction: str 
     metric, direction = objective_of(frame, metric, direction)
     if PATH not in frame or PATH not in searched_paths(frame):
         return None
-    base = BASE_METRICS.get(metric)
+    base = base_metric(metric)
     done = frame[(frame["outcome"] == "COMPLETED") & frame[metric].notna()]
     rest = [path for path in searched_paths(frame) if path != PATH]
     costs = {name: done.groupby(PATH)[name].mean() for name in COSTS if name in done}

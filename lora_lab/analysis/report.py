@@ -23,11 +23,15 @@ from lora_lab.analysis.pareto import COSTS, pareto_front
 from lora_lab.analysis.reliability import Consistency, consistency
 from lora_lab.analysis.rendering import Grid
 from lora_lab.analysis.stability import Ranking, ranking
-from lora_lab.analysis.tables import BETTER, WORSE, AblationTable
+from lora_lab.analysis.tables import BETTER, WORSE, AblationTable, amount
 
 DEPENDENCE_CURVES = 4
 """Settings, the most important ones, whose partial dependence is drawn."""
 MOST_INTERACTIONS = 10
+SMALL_PEAK = 2**28
+"""Bytes of a peak below which a process's own needs drown it."""
+MOST_PEAKS = 20
+"""Different peaks that are listed."""
 LEAST_SHARE = 0.001
 """Share of variance below which a pair is not listed."""
 
@@ -106,6 +110,7 @@ def report_of(
         _masks(masks),
         _overfitting(frame),
         _pareto(frame, metric, direction),
+        _memory(frame),
         _curves(frame, folder, None if best is None else best.run),
     ]
     shown = tuple(section for section in sections if section is not None)
@@ -204,6 +209,33 @@ def _pareto(frame: pd.DataFrame, metric: str, direction: str) -> Section | None:
     said += f"{best} has the best {metric} of them."
     figures = tuple(plots.pareto_figure(table, metric, cost, direction) for cost in costs)
     return Section("pareto", "Loss, memory and time", (said,), (), figures)
+
+
+def _memory(frame: pd.DataFrame) -> Section | None:
+    """Predicted against measured peaks of the packs that the runs were in, the base model included."""
+    if not {"predicted_bytes", "training_bytes"} <= set(frame.columns):
+        return None
+    found = frame[(frame["predicted_bytes"] > 0) & (frame["training_bytes"] > 0)]
+    if found.empty:
+        return None
+    ratio = found["training_bytes"] / found["predicted_bytes"]
+    said = (
+        f"Measured over predicted peak memory: {ratio.median():.2f} in the median of {len(found)} runs, "
+        f"{ratio.min():.2f} to {ratio.max():.2f}."
+    )
+    if found["predicted_bytes"].max() < SMALL_PEAK:
+        said += " Peaks are this small: what was measured is mostly the process itself."
+    paths = searched_paths(frame)
+    rows = []
+    for predicted in sorted(set(found["predicted_bytes"].tolist()))[:MOST_PEAKS]:
+        group = found[found["predicted_bytes"] == predicted]
+        name = point_name({path: group.iloc[0][path] for path in paths}) + (" …" if len(group) > 1 else "")
+        got = float(group["training_bytes"].median())
+        sizes = amount("peak_bytes", float(predicted)), amount("peak_bytes", got)
+        rows.append((name, str(len(group)), *sizes, f"{got / predicted:.2f}"))
+    title = "Peak memory of the packs, the base model included"
+    head = ("runs like", "runs", "predicted", "measured", "ratio")
+    return Section("memory", "Memory", (said,), (Grid((title,), head, tuple(rows)),))
 
 
 def _curves(frame: pd.DataFrame, folder: Path | str | None, best: str | None) -> Section | None:

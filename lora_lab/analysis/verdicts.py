@@ -91,14 +91,14 @@ def better(
         )
     if np.ptp(gain) == 0:
         mean = float(gain.mean())
-        return _verdict(
+        return verdict_of(
             claim, "exact difference of runs that repeat", mean, mean, mean, math.nan, smallest, math.nan, len(gain)
         )
     test = stats.ttest_rel(gain, np.zeros_like(gain))
     low, high = test.confidence_interval(1 - LEVEL)
     power = paired_power(smallest, float(gain.std(ddof=1)), len(gain))
     found = (float(gain.mean()), float(low), float(high), float(test.pvalue))
-    return _verdict(claim, "paired t test, two-sided 5 %", *found, smallest, power, len(gain))
+    return verdict_of(claim, "paired t test, two-sided 5 %", *found, smallest, power, len(gain))
 
 
 def better_at(
@@ -151,9 +151,38 @@ def best_at(
         raise SpecError(f"{claim}: no rival shares two seeds with {path}={value_name(value)}. Repeat with more seeds.")
     rival = min(tests, key=lambda d: d.mean)
     low, high = min(d.low for d in tests), min(d.high for d in strict)
-    power = _normal_power(smallest, (rival.high - rival.low) / 2, LEVEL)
+    power = normal_power(smallest, (rival.high - rival.low) / 2, LEVEL)
     how = f"paired t tests against {len(tests)} rivals, each at 5 % to support, at 5 % together to contradict"
-    return _verdict(claim, how, rival.mean, low, high, max(d.p for d in tests), smallest, power, rival.n)
+    return verdict_of(claim, how, rival.mean, low, high, max(d.p for d in tests), smallest, power, rival.n)
+
+
+def not_better(
+    a: Sequence[float], b: Sequence[float], claim: str, *, margin: float, direction: str = "minimize"
+) -> Verdict:
+    """ "The first are not better than the second", by ``margin`` at least: the second are not inferior.
+
+    ``effect`` is by how much the first *are* better. Supported where its 95 % interval lies below ``margin``,
+    contradicted where it lies above zero and reaches ``margin``. The power is that of support if there is no
+    difference. NaN pairs are left out.
+
+    Raises:
+        SpecError: a margin that is not positive, or fewer than two pairs.
+    """
+    if not margin > 0:
+        raise SpecError(f"{claim}: margin must be positive, got {margin!r}: equality cannot be shown by a test.")
+    found = better(a, b, claim, smallest=margin, direction=direction)
+    turned = {Status.SUPPORTED: Status.CONTRADICTED, Status.CONTRADICTED: Status.SUPPORTED}
+    half, df = found.high - found.effect, found.n - 1
+    t = float(stats.t.ppf(1 - LEVEL / 2, df))
+    error = half / t
+    p = float(stats.t.sf((margin - found.effect) / error, df)) if error > 0 else float(found.effect >= margin)
+    power = float(stats.t.cdf(margin / error - t, df)) if error > 0 else 1.0
+    return Verdict(
+        claim,
+        turned.get(found.status, Status.INCONCLUSIVE),
+        "paired non-inferiority t test, one-sided 2.5 %",
+        *(found.effect, found.low, found.high, p, margin, power, found.n),
+    )
 
 
 def same_within(a: Sequence[float], b: Sequence[float], claim: str, *, margin: float) -> Verdict:
@@ -206,9 +235,9 @@ def rises_along(
     if found is None:
         raise SpecError(f"{claim}: no slope along {path}: it is not numeric, or there are too few runs at its values.")
     low, high = sorted((sign * found.low, sign * found.high))
-    power = _normal_power(smallest, (high - low) / 2, LEVEL)
+    power = normal_power(smallest, (high - low) / 2, LEVEL)
     test = f"least-squares slope {found.per} within blocks, t test, two-sided 5 %"
-    return _verdict(claim, test, sign * found.value, low, high, found.p, smallest, power, found.df + 2)
+    return verdict_of(claim, test, sign * found.value, low, high, found.p, smallest, power, found.df + 2)
 
 
 def varies_less_than(values: Sequence[float], claim: str, *, cv: float) -> Verdict:
@@ -264,7 +293,7 @@ def paired_power(effect: float, std: float, n: int, level: float = LEVEL) -> flo
     return 1.0 if math.isnan(power) else power  # far from zero, scipy's noncentral t has no value
 
 
-def _normal_power(effect: float, half: float, level: float) -> float:
+def normal_power(effect: float, half: float, level: float) -> float:
     """The chance that an interval of half-width ``half`` leaves out zero when the truth is ``effect``."""
     if effect <= 0:
         return math.nan
@@ -272,9 +301,10 @@ def _normal_power(effect: float, half: float, level: float) -> float:
     return float(stats.norm.sf(z - effect / half * z)) if half > 0 else 1.0
 
 
-def _verdict(
+def verdict_of(
     claim: str, test: str, effect: float, low: float, high: float, p: float, smallest: float, power: float, n: int
 ) -> Verdict:
+    """The verdict on "the effect is at least ``smallest``", an effect with a 95 % interval from ``low`` to ``high``."""
     status = Status.INCONCLUSIVE
     if low > 0 and high >= smallest:
         status = Status.SUPPORTED

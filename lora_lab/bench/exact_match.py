@@ -31,7 +31,7 @@ def exact_match(
     n = min(len(split), spec.exact_match_size or len(split))
     lanes = [Prompts(attachment, split.prompts[:n]) for attachment in attachments]
     scores = []
-    for answers in generate(mount, lanes, spec.max_new_tokens, spec.batch_size):
+    for answers in generate(mount, lanes, spec.max_new_tokens, spec.batch_size, spec.stop):
         right = [a.strip() == b.strip() for a, b in zip(answers, split.answers[:n], strict=True)]
         tasks: dict[str, list[bool]] = {}
         for task, hit in zip(split.tasks[:n], right, strict=True):

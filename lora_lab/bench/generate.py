@@ -22,8 +22,10 @@ class Prompts:
 
 
 @torch.no_grad()
-def generate(mount: Mount, lanes: Sequence[Prompts], max_new_tokens: int, batch_size: int) -> list[list[str]]:
-    """The greedy answers of every lane, decoded, cut at the end-of-sequence token.
+def generate(
+    mount: Mount, lanes: Sequence[Prompts], max_new_tokens: int, batch_size: int, stop: Sequence[str] = ()
+) -> list[list[str]]:
+    """The greedy answers of every lane, decoded, cut at the end-of-sequence token and at the first ``stop`` string.
 
     ``batch_size`` prompts of each lane run together, of like length, padded on the left.
     """
@@ -39,13 +41,23 @@ def generate(mount: Mount, lanes: Sequence[Prompts], max_new_tokens: int, batch_
                 break
             if group[0] in alone:
                 prompts = [list(lanes[group[0]].ids[i]) for i in chunks[0]]
-                found = _greedy_alone(mount, lanes[group[0]], prompts, max_new_tokens)
+                found = _greedy_alone(mount, lanes[group[0]], prompts, max_new_tokens, stop)
             else:
-                found = _greedy(mount, [lanes[i] for i in group], chunks, max_new_tokens)
+                found = _greedy(mount, [lanes[i] for i in group], chunks, max_new_tokens, stop)
             for lane, chunk in zip(group, chunks, strict=True):
                 for i in chunk:
-                    answers[lane][i] = _text(mount, found.pop(0))
+                    answers[lane][i] = cut(_text(mount, found.pop(0)), stop)
     return answers
+
+
+def cut(text: str, stop: Sequence[str]) -> str:
+    """``text`` up to the first place where one of the ``stop`` strings begins."""
+    return text[: min((place for word in stop if (place := text.find(word)) >= 0), default=len(text))]
+
+
+def _stopped(mount: Mount, tokens: list[int], stop: Sequence[str]) -> bool:
+    """Whether an answer goes beyond what will be kept of it."""
+    return bool(stop) and cut(text := _text(mount, tokens), stop) != text
 
 
 def _text(mount: Mount, tokens: list[int]) -> str:
@@ -55,7 +67,9 @@ def _text(mount: Mount, tokens: list[int]) -> str:
 
 
 @torch.no_grad()
-def _greedy_alone(mount: Mount, lane: Prompts, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
+def _greedy_alone(
+    mount: Mount, lane: Prompts, prompts: list[list[int]], max_new_tokens: int, words: Sequence[str]
+) -> list[list[int]]:
     """Tokens after each prompt by a lane's own model, which keeps no cache."""
     assert lane.attachment is not None and lane.attachment.solo is not None
     stop = int(mount.base.tokenizer.eos_token_id)
@@ -73,12 +87,15 @@ def _greedy_alone(mount: Mount, lane: Prompts, prompts: list[list[int]], max_new
         for row, token in zip(rows, tokens, strict=True):
             texts[row].append(token)
         alive -= {row for row, token in zip(rows, tokens, strict=True) if token == stop}
+        alive -= {row for row in alive if _stopped(mount, texts[row][len(prompts[row]) :], words)}
         if not alive:
             break
     return [text[len(prompt) :] for text, prompt in zip(texts, prompts, strict=True)]
 
 
-def _greedy(mount: Mount, lanes: Sequence[Prompts], chunks: list[list[int]], max_new_tokens: int) -> list[list[int]]:
+def _greedy(
+    mount: Mount, lanes: Sequence[Prompts], chunks: list[list[int]], max_new_tokens: int, words: Sequence[str]
+) -> list[list[int]]:
     model, tokenizer, device = mount.base.model, mount.base.tokenizer, mount.base.device
     stop = int(tokenizer.eos_token_id)
     virtual = [_virtual(lane) for lane in lanes]
@@ -120,6 +137,9 @@ def _greedy(mount: Mount, lanes: Sequence[Prompts], chunks: list[list[int]], max
         token = torch.where(alive, token, stop)
         produced.append(token)
         alive &= token != stop
+        if words:
+            so_far = torch.stack(produced, dim=1).tolist()
+            alive &= ~torch.tensor([_stopped(mount, tokens, words) for tokens in so_far], device=device)
         if not bool(alive.any()):
             break
         embedded = model.get_input_embeddings()(token.unsqueeze(1))

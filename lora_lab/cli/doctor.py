@@ -79,6 +79,8 @@ def diagnose(composed: Composed) -> list[Check]:
         ("model", lambda: check_model(composed)),
         ("storage", lambda: check_storage(execution)),
         ("tracking", lambda: check_tracking(execution)),
+        ("shared folder", lambda: check_shared_folder(execution)),
+        ("launcher", lambda: check_launcher(execution)),
     ]
     return [check for name, section in sections for check in _guarded(name, section)]
 
@@ -264,6 +266,51 @@ def check_tracking(execution: Execution) -> Iterator[Check]:
     check(execution.tracking)
     uri = resolve_uri(execution.tracking)
     yield Check("tracking", "ok", f"{redact(uri)}; open it with `{redact(typed(ui_command(uri)))}`")
+
+
+def check_shared_folder(execution: Execution) -> Iterator[Check]:
+    """What workers need of the file system of the sweep's folder, tried out with several processes of this machine.
+
+    Between machines nothing is tried: what kind of file system it is says the rest.
+    """
+    from lora_lab.cli.shared_folder import kind_of, troubles
+
+    folder = Path(execution.folder).expanduser().absolute()
+    there = next(place for place in (folder, *folder.parents) if place.is_dir())
+    remedy = "Keep the study in a database: sweep.storage=postgresql+psycopg://user@host/database."
+    found = list(troubles(there)) if os.access(there, os.W_OK) else []
+    for trouble in found:
+        yield Check("shared folder", "fail", f"{there}: {trouble}", f"Choose another file system: sweep.dir. {remedy}")
+    if found:
+        return
+    kind, known, good = kind_of(there)
+    journal = execution.storage is None and execution.launcher.name != "local"
+    status = "ok" if good or not journal else "warn"
+    yield Check(
+        "shared folder", status, f"{kind}: {known}; locks and renames work here", "" if status == "ok" else remedy
+    )
+
+
+def check_launcher(execution: Execution) -> Iterator[Check]:
+    """Whether what starts workers is here, and answers."""
+    import contextlib
+
+    from lora_lab.launch.launcher import launcher_for
+
+    spec = execution.launcher
+    with contextlib.closing(launcher_for(execution)):
+        pass
+    if spec.name == "slurm":
+        from lora_lab.launch.slurm import partitions
+
+        found = partitions()
+        if spec.partition is not None and spec.partition not in found:
+            remedy = f"Give one of these: launcher.partition={'|'.join(sorted(found)) or '(none)'}."
+            yield Check("launcher", "fail", f"slurm has no partition {spec.partition}", remedy)
+            return
+        yield Check("launcher", "ok", f"slurm, {spec.jobs} jobs; partitions: {', '.join(sorted(found))}")
+        return
+    yield Check("launcher", "ok", f"{spec.name}, {spec.workers} workers")
 
 
 def _guarded(name: str, section: Callable[[], Iterator[Check]]) -> Iterator[Check]:

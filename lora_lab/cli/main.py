@@ -24,9 +24,14 @@ from typing import NoReturn, Protocol, cast
 import lora_lab
 from lora_lab.errors import ConfigError, Interrupted, LoraLabError, nearest
 
-STUDY_VERBS = ("worker", "stop", "extend", "clone", "retry", "cancel", "export", "import", "prune-files")
+STUDY_VERBS = ("worker", "workers", "stop", "extend", "clone", "retry", "cancel", "export", "import", "prune-files")
 ADAPTER_VERBS = ("merge", "combine", "subspace", "generate", "chat", "latency")
-VERBS = ("sweep", "train", "status", "report", "compare", "ui", "doctor", "plan", "data", *STUDY_VERBS, *ADAPTER_VERBS)
+VERBS = (
+    *("sweep", "train", "status", "report", "compare", "reproduce", "ui", "sync", "doctor"),
+    *("plan", "measure", "data", "eval"),
+    *STUDY_VERBS,
+    *ADAPTER_VERBS,
+)
 """In the order that ``--help`` shows them."""
 ALLOW_CODE = "allow_code=true"
 """Lets a configuration name Python functions of the user's (``data=callable``)."""

@@ -32,6 +32,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     shape.add_argument("--json", action="store_true", help="everything the report says, for a script")
     parser.add_argument("--html", metavar="FILE", type=Path, help="write a page that opens offline")
     parser.add_argument("--figures", metavar="DIR", type=Path, help="write every figure as PNG and SVG")
+    parser.add_argument("--store", metavar="URI", help="read the sweep of this name from an MLflow store instead")
+    parser.add_argument("--experiment", metavar="NAME", help="the MLflow experiment it is in (default: any)")
     parser.add_argument("--rows", metavar="PATH", help="config path down the table, e.g. method.r; or several: a,b")
     parser.add_argument("--columns", metavar="PATH", help="config path across the table")
     parser.add_argument("--metric", help="another number than the sweep's objective, e.g. exact_match or peak_bytes")
@@ -48,18 +50,14 @@ def run(args: argparse.Namespace) -> int:
         SpecError: an axis, metric or baseline that the sweep does not have.
         CheckpointError: a result file is torn.
     """
-    from lora_lab.analysis import find_sweep, load_results, read_sweep
-
     if args.top < 1:
         raise SpecError(f"--top: must be 1 or more, got {args.top}.")
-    folder = find_sweep(args.sweep)
-    frame = load_results(folder)
+    record, frame = _read(args)
     if args.csv:
         print(csv_text(frame), end="")
         return 0
-    record = read_sweep(folder)
-    report = _analysed(args, frame, folder)
-    written = _files(args, record, frame, report)
+    report = analysed(args, frame, record.folder)
+    written = write_files(args, record, frame, report)
     if args.json:
         print(json.dumps(report_tree(record, frame, report), indent=1, allow_nan=False))
     elif args.markdown:
@@ -75,7 +73,28 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _analysed(args: argparse.Namespace, frame: pd.DataFrame, folder: Path) -> Report:
+def _read(args: argparse.Namespace) -> tuple[SweepRecord, pd.DataFrame]:
+    """The sweep and its results, from its folder or from an MLflow store."""
+    from lora_lab.analysis import find_sweep, load_results, read_sweep, record_of, results_frame
+    from lora_lab.errors import SweepFolderError
+
+    if args.store is None:
+        if args.experiment is not None:
+            raise SpecError("--experiment belongs to --store URI: a sweep's folder is in no experiment.")
+        folder = find_sweep(args.sweep)
+        return read_sweep(folder), load_results(folder)
+    if args.sweep is None:
+        raise SpecError("--store: name the sweep, as in: lora-lab report rank_alpha --store sqlite:///mlflow.db")
+    from lora_lab.tracking import read_store
+
+    tree, results = read_store(args.sweep, args.store, args.experiment)
+    if not results:
+        raise SweepFolderError(f"sweep {args.sweep!r} has no settled run in that store yet. Wait for the first one.")
+    record = record_of(tree, Path(args.sweep))
+    return record, results_frame(record, results)
+
+
+def analysed(args: argparse.Namespace, frame: pd.DataFrame, folder: Path) -> Report:
     from lora_lab.analysis import configuration_means, report_of
     from lora_lab.analysis.grouping import objective_of
     from lora_lab.study import ped_anova
@@ -108,7 +127,7 @@ def _baseline(text: str | None) -> dict[str, str] | None:
     return {name.strip(): value.strip() for name, _, value in words}
 
 
-def _files(args: argparse.Namespace, record: SweepRecord, frame: pd.DataFrame, report: Report) -> list[str]:
+def write_files(args: argparse.Namespace, record: SweepRecord, frame: pd.DataFrame, report: Report) -> list[str]:
     """Write the page and the figures that were asked for; what was written, a line each."""
     from lora_lab.analysis import draw, html_page
     from lora_lab.cli.summary import headline, troubles

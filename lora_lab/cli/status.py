@@ -77,6 +77,7 @@ def status_tree(record: SweepRecord, results: Sequence[Mapping[str, Any]]) -> di
     ``state`` is ``running`` (a process works on the sweep), ``done`` or ``paused``; ``eta_seconds`` is ``null`` unless
     it is running and a run has been settled.
     """
+    from lora_lab.launch.jobs import Jobs, described, execution_with
     from lora_lab.spec import SETTLED
     from lora_lab.study.look import living, look
     from lora_lab.study.standing import standing
@@ -89,7 +90,9 @@ def status_tree(record: SweepRecord, results: Sequence[Mapping[str, Any]]) -> di
     found = standing(study) if study is not None else None
     planned_runs = found.planned_runs if found else record.planned_runs
     active = active_runs(record, {str(t["run"]) for t in results if t["outcome"] in SETTLED}, worker is not None)
-    state = "running" if worker else "done" if settled >= planned_runs else "paused"
+    branches = list(found.branches) if found else []
+    jobs = list(Jobs(record.folder).latest().values())
+    state = "running" if worker else "done" if settled >= planned_runs and not branches else "paused"
     return {
         "sweep": record.name,
         "folder": str(record.folder),
@@ -97,11 +100,14 @@ def status_tree(record: SweepRecord, results: Sequence[Mapping[str, Any]]) -> di
         "state": state,
         "worker": worker,
         "workers": workers,
+        "jobs": described(execution_with(record.folder), jobs) if jobs else [],
         "halted": study.halted if study is not None else None,
         "stopped": found.stopped if found else None,
         "refused": {str(trial): why for trial, why in found.refused.items()} if found else {},
         "shared": found.shared if found else {},
         "waiting": list(found.waiting) if found else [],
+        "copies": {str(trial): list(origin) for trial, origin in found.copies.items()} if found else {},
+        "branches": branches,
         "planned_trials": found.planned_trials if found else record.planned_trials,
         "trials": len({tree["trial"] for tree in results}),
         "planned_runs": planned_runs,
@@ -215,6 +221,8 @@ def _screen(tree: Mapping[str, Any], resume: str) -> None:
     more = f" and {len(tree['workers']) - 1} more" if len(tree["workers"]) > 1 else ""
     by = f" by {tree['worker']}{more}" if tree["worker"] else ""
     say(console, f"Sweep {tree['sweep']} in {tree['folder']}: {tree['state']}{by}", style="bold")
+    for line in job_lines(tree["jobs"]):
+        say(console, line)
     said = [f"{count} {OUTCOME_WORDS[outcome]}" for outcome, count in tree["outcomes"].items()]
     outcomes = f" ({', '.join(said)})" if said else ""
     trials = f"{tree['trials']} of {tree['planned_trials']} trials have results"
@@ -257,9 +265,28 @@ def search_lines(tree: Mapping[str, Any]) -> list[str]:
         lines.append(f"{len(shared)} runs share the result of an equal run ({run} that of {other})")
     if tree["waiting"]:
         lines.append(f"{len(tree['waiting'])} trials are paused at a rung")
+    if copies := tree["copies"]:
+        trial, (of, step) = next(iter(copies.items()))
+        lines.append(
+            f"{len(copies)} trials are copies that go on from another (trial {trial} from {of} at step {step})"
+        )
+    if tree["branches"]:
+        lines.append(f"Branches that are still to be trained: {', '.join(tree['branches'])}")
     if tree["stopped"]:
         lines.append(f"No further trials: {tree['stopped']}")
     return lines
+
+
+MOST_JOBS = 8
+"""Jobs that are shown one by one; of more, only how many there are in each state."""
+
+
+def job_lines(jobs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a launcher started: each job's state and log, or how many there are."""
+    if len(jobs) <= MOST_JOBS:
+        return [f"  {job['launcher']} {job['id']}  {job['state']}  {job['log']}" for job in jobs]
+    counts = Counter(job["state"] for job in jobs)
+    return [f"  {len(jobs)} jobs: " + ", ".join(f"{n} {state}" for state, n in counts.items())]
 
 
 def best_text(best: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ from lora_lab.analysis import (
     results_frame,
 )
 from lora_lab.analysis.front import front_grid
-from lora_lab.analysis.grouping import BASE_METRICS
+from lora_lab.analysis.grouping import base_metric
 from lora_lab.analysis.naming import OUTCOME_WORDS
 from lora_lab.cli.commands import typed
 from lora_lab.spec import SETTLED, Outcome
@@ -45,12 +45,14 @@ def print_summary(console: Console, folder: Path, mlflow_ui: str | None = None) 
     record = read_sweep(folder)
     results = read_results(folder)
     say(console, "")
-    if not results:
-        say(console, f"Sweep {record.name}: none of its {record.planned_runs} runs has a result yet.")
-        say_commands(console, next_commands(record, 0, mlflow_ui))
-        return
     from lora_lab.cli.status import search_lines, status_tree
 
+    if not results:
+        say(console, f"Sweep {record.name}: none of its {record.planned_runs} runs has a result yet.")
+        for line in search_lines(status_tree(record, results)):
+            say(console, line)
+        say_commands(console, next_commands(record, 0, mlflow_ui))
+        return
     frame = results_frame(record, results)
     best = best_configuration(frame)
     say(console, headline(record, frame), style="bold")
@@ -97,7 +99,8 @@ def best_lines(record: SweepRecord, frame: pd.DataFrame, best: Best) -> list[str
     for metric in dict.fromkeys([best.metric, "eval_loss", "exact_match"]):
         values = runs[metric].dropna()
         if len(values):
-            base = frame[BASE_METRICS[metric]].dropna() if metric in BASE_METRICS else values.head(0)
+            column = base_metric(metric)
+            base = frame[column].dropna() if column in frame else values.head(0)
             beside = f" (base model {base.mean():.3f})" if len(base) else ""
             scores.append(f"{metric} {values.mean():.3f}{beside}")
     lines = [f"Best: {best.configuration.name or 'the base settings'}: {', '.join(scores)}"]

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_lab.cli.commands import typed
-from lora_lab.errors import Interrupted, RunFailed
+from lora_lab.errors import ConfigError, Interrupted, RunFailed
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from lora_lab.config import Composed
     from lora_lab.study import Study
+    from lora_lab.tracking import Lag
 
 HELP = "run a sweep, or go on with it where it was stopped"
 EXAMPLE = "lora-lab sweep rank_alpha 'sweep.space={method.r: {choices: [4, 16]}}' sweep.repeats=3"
@@ -26,6 +26,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides, e.g. model=tiny")
     parser.add_argument(
         "--fresh", action="store_true", help="start over under a new name; the former sweep stays as it is"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="with launcher=slurm: print the script that sbatch would get, and stop"
     )
 
 
@@ -40,35 +43,57 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from lora_lab.config import compose_sweep
-    from lora_lab.files import write_text
-    from lora_lab.study import Study
-    from lora_lab.tracking import check as check_tracking
-    from lora_lab.worker.figures import figures_on
-    from lora_lab.worker.preflight import check_folder
 
     overrides = list(args.overrides)
     composed = compose_sweep(args.sweep, overrides)
     if args.fresh:
         overrides += _fresh(composed)
         composed = compose_sweep(args.sweep, overrides)
+    console = Console(highlight=False)
+    if args.dry_run:
+        print(_script(composed))
+        return 0
+    carry_out(composed, console, typed(["lora-lab", "sweep", args.sweep, *overrides]))
+    if composed.execution.launcher.follow:
+        _finish(composed, console)
+    return 0
+
+
+def carry_out(composed: Composed, console: Console, command: str) -> None:
+    """Train what is left of a sweep; ``command`` is the one that goes on with it.
+
+    Raises:
+        BadInput: the data, model, folder or a store cannot be used; nothing was trained.
+        RunFailed: the sweep was stopped by failures.
+        Interrupted: Ctrl-C.
+    """
+    from lora_lab.files import write_text
+    from lora_lab.study import Study
+    from lora_lab.tracking import check as check_tracking
+    from lora_lab.worker.capacity import Capacity
+    from lora_lab.worker.figures import figures_on
+    from lora_lab.worker.preflight import check_folder
+
     folder = Path(composed.execution.folder)
     check_tracking(composed.execution.tracking)
     if not (folder / "sweep.json").exists():
         _check_input(composed)
     check_folder(folder)
-    console = Console(highlight=False)
-    with Study.open(composed.sweep, composed.execution, figures_on(composed.execution.device)) as study:
+    execution = composed.execution
+    figures, hopeless = figures_on(execution.device, execution.device_memory), Capacity.of(execution).refusal
+    with Study.open(composed.sweep, composed.execution, figures, hopeless) as study:
         write_text(folder / "config.yaml", composed.yaml)
         counts = study.counts()
         left = counts.planned_runs - counts.runs
         if left > 0:
             _check_input(composed)
-            _train(composed, study, console, typed(["lora-lab", "sweep", args.sweep, *overrides]))
+            if not execution.launcher.follow:
+                _begin(composed, console)
+                return
+            _train(composed, study, console, command)
         else:
             console.print(f"Nothing is left to do: all {counts.planned_runs} runs are settled.", soft_wrap=True)
             _catch_up(composed, console)
-    _finish(composed, console)
-    return 0
 
 
 def _fresh(composed: Composed) -> list[str]:
@@ -89,39 +114,58 @@ def _check_input(composed: Composed) -> None:
     check_runs(points_to_check(composed.sweep), composed.execution.device)
 
 
+def _script(composed: Composed) -> str:
+    if composed.execution.launcher.name != "slurm":
+        raise ConfigError(
+            f"--dry-run shows Slurm's script; launcher={composed.execution.launcher.name} has none. "
+            "For what a sweep would take, use `lora-lab plan`."
+        )
+    from lora_lab.launch.slurm import script
+
+    return script(composed.execution)
+
+
+def _begin(composed: Composed, console: Console) -> None:
+    """Start the workers and leave them alone."""
+    from lora_lab.launch.follow import begin
+    from lora_lab.launch.launcher import launcher_for
+
+    launcher = launcher_for(composed.execution)
+    try:
+        if not launcher.survives:
+            raise ConfigError("launcher.follow=false: these workers end with this command; leave it out.")
+        begin(composed.execution, launcher, say=lambda text: console.print(text, soft_wrap=True))
+    finally:
+        launcher.close()
+    console.print(f"See how it is with: {typed(['lora-lab', 'status', composed.execution.folder])}", soft_wrap=True)
+    console.print("The sweep's command without launcher.follow=false follows them, and prints the table.")
+
+
 def _train(composed: Composed, study: Study, console: Console, command: str) -> None:
     from lora_lab.cli.progress import Progress
-    from lora_lab.launch import local, supervise
-    from lora_lab.study.lines import file_lock
+    from lora_lab.launch import follow, local
+    from lora_lab.launch.uploading import Uploading
     from lora_lab.study.state import CANCELLED
-    from lora_lab.tracking import Untracked, open_tracker
 
     sweep, execution = composed.sweep, composed.execution
     counts = study.counts()
     _say_store(composed, console)
-    stack = contextlib.ExitStack()
-    # One process sends what all workers write; a second one would send it twice.
-    mine = stack.enter_context(file_lock(Path(execution.folder) / ".tracking.lock", wait=False))
-    tracker = open_tracker(sweep, execution) if mine else Untracked()
-    tracker.start()
+    uploading = Uploading(sweep, execution) if execution.tracking.name != "none" else None
+    if uploading is not None:
+        uploading.start()
+    finished = False
     try:
         with Progress(console, counts.planned_runs, counts.runs, paths=sweep.space.paths) as progress:
             if counts.runs:
                 progress.say(f"going on: {counts.runs} of {counts.planned_runs} runs are settled")
-            if execution.launcher.workers == 1:
+            if execution.launcher.name == "local" and execution.launcher.workers == 1:
                 finished = local.run(sweep, execution, study, progress, say=progress.say, settled=progress.set_done)
             else:
-                finished = supervise.run(execution, study, progress, say=progress.say, settled=progress.set_done)
+                finished = follow.run(execution, study, progress, say=progress.say, settled=progress.set_done)
     finally:
-        lag = tracker.close()
-        stack.close()
+        lag = uploading.close(report=finished) if uploading is not None else None
     if lag:
-        console.print(
-            f"MLflow has not got {lag.runs} runs yet ({lag.error or 'it was too slow'}); nothing is lost, "
-            "the same command sends them.",
-            style="yellow",
-            soft_wrap=True,
-        )
+        _say_lag(lag, execution.folder, console)
     done = study.counts()
     if done.halted == CANCELLED:
         raise Interrupted(f"Cancelled; {done.runs} of {done.planned_runs} runs are settled. Go on with: {command}")
@@ -139,13 +183,29 @@ def _train(composed: Composed, study: Study, console: Console, command: str) -> 
 
 def _catch_up(composed: Composed, console: Console) -> None:
     """Send what an earlier start could not: a finished sweep may still owe runs to MLflow."""
+    from lora_lab.cli.sync import predicted, write_report
+    from lora_lab.study.lines import file_lock
     from lora_lab.tracking import open_tracker
 
-    tracker = open_tracker(composed.sweep, composed.execution)
-    tracker.start()
-    lag = tracker.close()
+    folder = Path(composed.execution.folder)
+    if composed.execution.tracking.name == "none":
+        return
+    with file_lock(folder / ".tracking.lock", wait=False) as mine:
+        if not mine:  # another process is sending it
+            return
+        best = write_report(folder)
+        lag = open_tracker(composed.sweep, composed.execution, predict=predicted).close(best=best)
     if lag:
-        console.print(f"MLflow has not got {lag.runs} runs yet ({lag.error}).", style="yellow", soft_wrap=True)
+        _say_lag(lag, str(folder), console)
+
+
+def _say_lag(lag: Lag, folder: str, console: Console) -> None:
+    console.print(
+        f"MLflow has not got {lag.runs} runs yet ({lag.error or 'it was too slow'}); nothing is lost, "
+        f"the same command sends them, and so does: {typed(['lora-lab', 'sync', folder])}",
+        style="yellow",
+        soft_wrap=True,
+    )
 
 
 def _say_store(composed: Composed, console: Console) -> None:
@@ -163,17 +223,26 @@ def _say_store(composed: Composed, console: Console) -> None:
 
 def _finish(composed: Composed, console: Console) -> None:
     """Print the summary; complain about runs that failed."""
-    from lora_lab.analysis import load_results
+    from lora_lab.analysis import load_results, read_results
     from lora_lab.cli.summary import print_summary
-    from lora_lab.spec import Outcome
     from lora_lab.tracking import redact, resolve_uri, ui_command
 
     folder = Path(composed.execution.folder)
     tracked = composed.execution.tracking.name == "mlflow"
     ui = redact(typed(ui_command(resolve_uri(composed.execution.tracking)))) if tracked else None
     print_summary(console, folder, ui)
-    outcomes = load_results(folder)["outcome"]
-    failed = int(outcomes.isin([str(Outcome.FAILED), str(Outcome.OUT_OF_MEMORY)]).sum())
+    if not read_results(folder):
+        raise RunFailed("no point of the space could be trained; the reasons stand above.")
+    failed, runs = failures(folder), len(load_results(folder))
     if failed:
         look = typed(["lora-lab", "report", str(folder), "--csv"])
-        raise RunFailed(f"{failed} of {len(outcomes)} runs failed; see above, or: {look}")
+        raise RunFailed(f"{failed} of {runs} runs failed; see above, or: {look}")
+
+
+def failures(folder: Path) -> int:
+    """How many runs of the sweep in ``folder`` ended FAILED or OUT_OF_MEMORY."""
+    from lora_lab.analysis import load_results
+    from lora_lab.spec import Outcome
+
+    outcomes = load_results(folder)["outcome"]
+    return int(outcomes.isin([str(Outcome.FAILED), str(Outcome.OUT_OF_MEMORY)]).sum())

@@ -113,7 +113,9 @@ def train(job: Job) -> RunResult:
     try:
         with Progress(console, planned_runs=1, done_runs=0) as progress:
             recorder = Tee([Spool(job.folder, run_folder=lambda run: job.folder), progress])
-            result = train_one(job.spec, job.folder, device=job.device, recorder=recorder, say=progress.say)
+            result = train_one(
+                job.spec, job.folder, device=job.device, memory=job.memory, recorder=recorder, say=progress.say
+            )
     except Interrupted as error:
         again = typed(["lora-lab", "train", *job.overrides, f"hydra.run.dir={job.folder}"])
         raise Interrupted(f"Interrupted; the checkpoint is kept. Go on with: {again}") from error
@@ -132,6 +134,12 @@ def outcome_lines(result: RunResult, folder: Path) -> list[str]:
     if result.exact_match is not None:
         base = f"{result.base_exact_match:.3f} -> " if result.base_exact_match is not None else ""
         lines.append(f"exact match  {base}{result.exact_match:.3f}")
+    before = dict(result.base_scores)
+    for name, value in result.scores:
+        error = dict(result.scores).get(f"{name}_stderr")
+        if error is not None:
+            base = f"{before[name]:.4f} -> " if name in before else ""
+            lines.append(f"{name}  {base}{value:.4f} ± {error:.4f}")
     lines.append(f"steps        {result.steps}, {result.tokens:,} tokens, {result.seconds:.0f} s")
     if result.adapter is not None:
         lines.append(f"adapter      {folder / result.adapter}")

@@ -33,6 +33,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Start ``mlflow ui`` and stay until Ctrl-C; a tracking server has a UI of its own, whose address is printed.
 
+    The links to the sweep's runs, in the table and compared, are printed with it.
+
     Raises:
         SweepFolderError: no such sweep.
         StorageError: the sweep keeps no MLflow record, or its store is not there yet.
@@ -40,24 +42,39 @@ def run(args: argparse.Namespace) -> int:
     from lora_lab.analysis import find_sweep
     from lora_lab.tracking import redact, ui_command
 
-    uri = store_of(find_sweep(args.sweep))
+    folder = find_sweep(args.sweep)
+    uri = store_of(folder)
     if uri.startswith(("http://", "https://")):
         print(f"A tracking server shows its own UI: {redact(uri)}")
+        _say_links(folder, uri, redact(uri))
         return 0
     command = ui_command(uri)
     if args.port is not None:
         command = [*command, "--port", str(args.port)]
+    address = f"http://127.0.0.1:{args.port or 5000}"
     if args.only_print:
         print(shlex.join(redact(part) for part in command))
+        _say_links(folder, uri, address)
         return 0
     check_store(uri)
     print(shlex.join(redact(part) for part in command))
-    print(f"Open http://127.0.0.1:{args.port or 5000} in a browser; Ctrl-C ends it.", flush=True)
+    _say_links(folder, uri, address)
+    print(f"Open {address} in a browser; Ctrl-C ends it.", flush=True)
     process = subprocess.Popen([sys.executable, "-m", *command])
     try:
         return process.wait()
     except KeyboardInterrupt:
         return _stopped(process)
+
+
+def _say_links(folder: Path, uri: str, address: str) -> None:
+    """Print where the sweep's runs are compared in the UI at ``address``, once it has been sent there."""
+    from lora_lab.tracking import links
+
+    found = links(folder, uri)
+    if found is not None:
+        print(f"All its runs:   {address.rstrip('/')}{found.table}")
+        print(f"Compared:       {address.rstrip('/')}{found.compare}")
 
 
 def _stopped(process: subprocess.Popen[bytes]) -> int:
@@ -78,7 +95,7 @@ def store_of(folder: Path) -> str:
     """
     from lora_lab.tracking import redact, resolve_uri
 
-    spec = _tracking_of(folder)
+    spec = tracking_of(folder)
     if spec.name == "none":
         raise StorageError(
             f"{folder}: this sweep keeps no MLflow record (tracking=none). "
@@ -116,7 +133,7 @@ def _sent_to(folder: Path) -> list[str]:
     return [str(store["uri"]) for store in stores.values()]
 
 
-def _tracking_of(folder: Path) -> TrackingSpec:
+def tracking_of(folder: Path) -> TrackingSpec:
     from lora_lab.config import compose_sweep
     from lora_lab.spec import TrackingSpec
 

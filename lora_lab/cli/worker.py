@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_lab.errors import BadInput, Interrupted, SweepFolderError
 
 if TYPE_CHECKING:
-    from lora_lab.spec import Execution
+    from lora_lab.spec import Execution, Sweep
 
 HELP = "work on a sweep beside the workers it has, here or on another machine"
 EXAMPLE = "lora-lab worker runs/rank_alpha"
@@ -40,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
     """
     from lora_lab.launch import local
     from lora_lab.study import Study
+    from lora_lab.worker.capacity import Capacity
     from lora_lab.worker.figures import figures_on
     from lora_lab.worker.tee import Tee
 
@@ -47,15 +50,42 @@ def run(args: argparse.Namespace) -> int:
     if args.parent is not None:
         _end_with(args.parent)
     folder = Path(execution.folder)
-    figures = figures_on(execution.device)
-    with Study.join(folder, execution.storage, name, execution.launcher, figures, allow_code=args.allow_code) as study:
-        _say(f"working on {study.sweep.name} in {folder}")
-        done = local.run(study.sweep, execution, study, Tee([]), say=_say, settled=lambda runs: None)
+    figures = figures_on(execution.device, execution.device_memory)
+    how = execution.launcher, figures, Capacity.of(execution).refusal
+    with Study.join(folder, execution.storage, name, *how, allow_code=args.allow_code) as study:
+        _say(f"working on {study.sweep.name} in {folder}, process {os.getpid()}")
+        with _tracked(study.sweep, execution):
+            done = local.run(study.sweep, execution, study, Tee([]), say=_say, settled=lambda runs: None)
         counts = study.counts()
     if not done:
         raise Interrupted(f"Stopped; {counts.runs} of {counts.planned_runs} runs are settled, the others are saved.")
     _say(counts.halted or f"nothing is left to do: {counts.runs} of {counts.planned_runs} runs are settled")
     return 0
+
+
+@contextlib.contextmanager
+def _tracked(sweep: Sweep, execution: Execution) -> Iterator[None]:
+    """Bring what all workers write to an MLflow server, where no other process does (the sweep's command, or another
+    worker). A store that is a file of some machine is left to the sweep's command."""
+    from lora_lab.launch.uploading import Uploading
+    from lora_lab.study.lines import file_lock
+    from lora_lab.tracking import resolve_uri
+
+    if execution.tracking.name == "none" or not resolve_uri(execution.tracking).startswith("http"):
+        yield
+        return
+    with file_lock(Path(execution.folder) / ".tracking.lock", wait=False) as free:
+        pass
+    if not free:
+        yield
+        return
+    uploading = Uploading(sweep, execution)
+    uploading.start()
+    try:
+        yield
+    finally:
+        if lag := uploading.close(report=False):
+            _say(f"MLflow has not got {lag.runs} runs yet ({lag.error}); the sweep's command sends them.")
 
 
 def execution_for(args: argparse.Namespace) -> tuple[Execution, str | None]:

@@ -26,6 +26,7 @@ from lora_lab.config.compose import (
     VERSION_BASE,
     composed_run,
     device_of,
+    memory_of,
     plain,
     run_of,
     run_root,
@@ -40,11 +41,13 @@ from lora_lab.spec import RunSpec
 
 @dataclass(frozen=True)
 class Job:
-    """One composed run: its spec, Hydra's output folder for it, the device asked for, and its own overrides."""
+    """One composed run: its spec, Hydra's output folder for it, the device asked for and the bytes of it that may be
+    used, and its own overrides."""
 
     spec: RunSpec
     folder: Path
     device: str
+    memory: int | None
     overrides: tuple[str, ...]
 
 
@@ -78,12 +81,13 @@ def run_app(overrides: Sequence[str], do: Callable[[Job], None], *, multirun: bo
         tree = composed_run(read_overrides(RUN, one))
         run_of(tree)
         device_of(tree)
+        memory_of(tree)
 
     def task(config: DictConfig) -> None:
         tree, hydra_config = plain(config), HydraConfig.get()
         folder, own = Path(hydra_config.runtime.output_dir), tuple(hydra_config.overrides.task)
         try:
-            do(Job(run_of(tree), folder, device_of(tree), own))
+            do(Job(run_of(tree), folder, device_of(tree), memory_of(tree), own))
         except Exception as error:
             raise _Raised(error) from error
 

@@ -38,6 +38,7 @@ from lora_lab.spec import (
     from_tree,
     mask_of,
     pairs,
+    read_size,
 )
 
 VERSION_BASE = "1.3"
@@ -126,6 +127,16 @@ def device_of(tree: Mapping[str, Any]) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
         raise ConfigError(f"device: must be auto, cpu, cuda or cuda:N, got {device!r}.")
     return device
+
+
+def memory_of(tree: Mapping[str, Any]) -> int | None:
+    """Bytes of memory that a resolved tree says the device has; ``None`` where it does not say.
+
+    Raises:
+        SpecError: it is not a size.
+    """
+    said = tree["device_memory"]
+    return None if said is None else read_size(str(said), "device.memory")
 
 
 def store_root(root: str, node: Mapping[str, Any]) -> None:
@@ -238,6 +249,7 @@ def _execution(tree: Mapping[str, Any]) -> Execution:
         launcher=_launcher(tree),
         max_lanes=None if lanes == "auto" else lanes,
         device=device_of(tree),
+        device_memory=memory_of(tree),
     )
 
 

@@ -3,6 +3,7 @@
 Hydra parses them (its override grammar, its quoting). Beyond Hydra, an override may
 
 - add a name to a free mapping without a ``+``: ``data.columns.output=response``;
+- say ``device.memory=24GB`` for ``device_memory=24GB``;
 - choose a strategy where the sweep file writes it: ``sweep.sampler=tpe`` is ``sampler=tpe``;
 - speak of one domain of the search space, whose names hold dots (:func:`edit_space`).
 """
@@ -55,7 +56,7 @@ def read_overrides(schema: type, lines: Sequence[str], *, multirun: bool = False
     hydra: list[str] = []
     groups: dict[str, str] = {}
     space: list[Override] = []
-    for override in (parse(_strategy(line) if schema is SWEEP else line) for line in lines):
+    for override in (parse(_spelled(schema, line)) for line in lines):
         line = str(override.input_line)
         key = override.key_or_group
         if key == "hydra" or key.startswith(("hydra.", "hydra/")):
@@ -101,10 +102,12 @@ def parse(line: str) -> Override:
         ) from error
 
 
-def _strategy(line: str) -> str:
-    """``sweep.sampler…`` and ``sweep.pruner…`` as the group that they are."""
+def _spelled(schema: type, line: str) -> str:
+    """``sweep.sampler…`` and ``sweep.pruner…`` as the group that they are, ``device.memory`` as the key."""
     bare = line.lstrip("+~")
-    if bare.startswith(("sweep.sampler", "sweep.pruner")):
+    if bare.startswith("device.memory="):
+        return line.replace("device.memory", "device_memory", 1)
+    if schema is SWEEP and bare.startswith(("sweep.sampler", "sweep.pruner")):
         return line.replace("sweep.", "", 1)
     return line
 

@@ -60,7 +60,7 @@ SweepSection = _keys(
     *_some(Execution, "storage", "allow_code"),
 )
 PackSection = _keys("PackSection", *_some(Execution, "max_lanes"))
-RunKeys = _keys("RunKeys", *_some(RunSpec), *_some(Execution, "device"))
+RunKeys = _keys("RunKeys", *_some(RunSpec), *_some(Execution, "device"), ("device_memory", str | None, None))
 SweepKeys = _keys(
     "SweepKeys",
     *_some(RunKeys),

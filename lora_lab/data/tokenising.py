@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lora_lab.data.jinja import Renderer, template_text
 from lora_lab.data.reading import pieces
-from lora_lab.data.records import Example, Passage, Record, fingerprint
+from lora_lab.data.records import Dialogue, Example, Passage, Record, fingerprint
 from lora_lab.data.source import Reader
 from lora_lab.data.split import Tokens
 from lora_lab.data.templates import TEMPLATES, Template, jinja_template, needs_chat_template, render
@@ -77,6 +77,27 @@ def rendered(
                 reader.skip(DataError(f"{place}: {error}"))
             else:
                 yield record, example
+
+
+def prompts(records: Sequence[Dialogue], spec: DataSpec, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """The tokens of each record's prompt as training has them, for an answer to be generated after.
+
+    Raises:
+        DataError: the template of ``spec`` cannot be used, or refuses a record.
+    """
+    if spec.template == "chat":
+        needs_chat_template(tokenizer)
+    begin = beginning(tokenizer) if spec.template != "chat" else []
+    with contextlib.ExitStack() as stack:
+        template: Template
+        if spec.template == "jinja":
+            template = jinja_template(stack.enter_context(Renderer(template_text(spec.jinja or ""))))
+        else:
+            template = TEMPLATES[spec.template]
+        examples = [render(record, template, tokenizer) for record in records]
+    texts = [example.prompt for example in examples]
+    starts = [[] if _writes_bos(example, spec, tokenizer) else begin for example in examples]
+    return [start + ids for start, ids in zip(starts, _encode(tokenizer, texts), strict=True)]
 
 
 def _examples(

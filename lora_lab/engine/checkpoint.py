@@ -54,13 +54,13 @@ def read(folder: Path, file: str = FILE) -> tuple[dict[str, Tensor], dict[str, A
     return tensors, state
 
 
-def fork(parent: Path, folder: Path, key: str, *, fresh_optimizer: bool) -> int:
+def fork(parent: Path, folder: Path, key: str, *, step: int | None = None, fresh_optimizer: bool) -> int:
     """Begin a run in ``folder`` where the checkpoint of ``parent`` stands; returns its step.
 
     With ``fresh_optimizer`` the optimizer's state is left out: it is another optimizer's.
 
     Raises:
-        CheckpointError: ``parent`` has no checkpoint, or a damaged one.
+        CheckpointError: ``parent`` has no checkpoint, or a damaged one, or one of another step than ``step``.
     """
     found = read(parent)
     if found is None:
@@ -69,6 +69,11 @@ def fork(parent: Path, folder: Path, key: str, *, fresh_optimizer: bool) -> int:
             "Nothing can branch off that run."
         )
     tensors, state = found
+    if step is not None and state["step"] != step:
+        raise CheckpointError(
+            f"{parent / FILE}: stands at step {state['step']} by now, and a copy of step {step} was to begin there. "
+            "That run cannot be made again; begin the sweep again under another sweep.name if it matters."
+        )
     if fresh_optimizer:
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("optimizer.")}
         state["optimizer"] = {}

@@ -107,7 +107,8 @@ class Lane:
 
     def part(self, sequences: Sequences, turn: int) -> Part:
         """This lane's part of a training forward, the step's ``turn``-th micro-batch."""
-        return Part(self.attachment, sequences, noise_of(self.spec.seed, self.step, turn))
+        noise = noise_of(self.spec.seed, self.step, turn)
+        return Part(self.attachment, sequences, noise, self.spec.budget.checkpointing)
 
     def update(self) -> tuple[float, float, bool]:
         """Clip and apply the gradients; returns (gradient norm before clipping, learning rate, finite).
@@ -294,7 +295,7 @@ def noise_of(seed: int, step: int, turn: int) -> int:
 
 
 def _tree(metrics: EvalMetrics | None) -> dict[str, Any] | None:
-    return None if metrics is None else dict(vars(metrics))
+    return None if metrics is None else {name: value for name, value in vars(metrics).items() if name != "scores"}
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -13,12 +13,12 @@ import math
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
-from lora_lab.engine import checkpoint, curvature
+from lora_lab.engine import checkpoint, curvature, garbage
 from lora_lab.engine.cost import Flops, resident_bytes
 from lora_lab.engine.evaluate import Candidate, evaluate
 from lora_lab.engine.lane import Lane, LaneJob
@@ -27,13 +27,15 @@ from lora_lab.models import BaseModel
 from lora_lab.packing.forward import in_passes, token_losses
 from lora_lab.packing.inputs import count_targets
 from lora_lab.packing.paths import Mount
-from lora_lab.spec import Controller, Order, Outcome, Recorder, StepMetrics, Verdict
+from lora_lab.spec import Controller, Order, Outcome, Pairs, Recorder, StepMetrics, Verdict
 
 log = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS = 60.0
 """A lane is checkpointed when its last checkpoint is older than this."""
 
+Scorer = Callable[[Mount, Sequence[Lane]], Mapping[str, Pairs]]
+"""Scores lanes on more than their loss: gives :attr:`~lora_lab.spec.EvalMetrics.scores` by run."""
 Source = Callable[[], LaneJob | None]
 """Gives the next run to train, or ``None`` when there is none now."""
 
@@ -59,6 +61,7 @@ class Pack:
         max_lanes: lanes at most; halved by itself whenever the device runs out of memory.
         checkpoint_seconds: a lane is saved at a step boundary when its last checkpoint is older than this.
         keep_checkpoints: a lane that ends well leaves a checkpoint from which it could go on.
+        score: scores lanes that ask for it at every evaluation (``evaluation.during``) while they train.
     """
 
     def __init__(
@@ -70,7 +73,9 @@ class Pack:
         checkpoint_seconds: float = CHECKPOINT_SECONDS,
         *,
         keep_checkpoints: bool = False,
+        score: Scorer | None = None,
     ) -> None:
+        self.score = score
         self.base, self.recorder, self.controller = base, recorder, controller
         self.max_lanes = max_lanes
         self.checkpoint_seconds, self.keep_checkpoints = checkpoint_seconds, keep_checkpoints
@@ -88,6 +93,10 @@ class Pack:
 
         When the controller asks for a pause, every lane is checkpointed and yielded as PREEMPTED.
         """
+        with garbage.spared():
+            yield from self._train(source)
+
+    def _train(self, source: Source) -> Iterator[list[LaneEnd]]:
         while True:
             if self.controller.pause_requested():
                 yield self._pause()
@@ -175,6 +184,10 @@ class Pack:
     # -- one step -------------------------------------------------------------------------------------
 
     def _step(self) -> list[LaneEnd]:
+        with garbage.later():
+            return self._one_step()
+
+    def _one_step(self) -> list[LaneEnd]:
         before = [lane.generator.get_state() for lane in self.lanes]
         try:
             gradients = self._gradients()
@@ -312,6 +325,9 @@ class Pack:
             self._evaluate_all(lanes[: len(lanes) // 2])
             self._evaluate_all(lanes[len(lanes) // 2 :])
             return
+        asking = [lane for lane in lanes if lane.spec.evaluation.during and not lane.done]
+        scores = self.score(self.mount, asking) if self.score is not None and asking else {}
+        found = [replace(m, scores=scores.get(lane.run, m.scores)) for lane, m in zip(lanes, found, strict=True)]
         for lane, metrics in zip(lanes, found, strict=True):
             lane.seconds += metrics.seconds
             lane.flops += self.flops.forward(

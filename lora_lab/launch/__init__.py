@@ -1,1 +1,1 @@
-"""Start workers. One launcher a file; here: workers of this machine."""
+"""Start workers. One launcher a file, behind one contract (`launcher`); `local` is a worker in this process."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from lora_lab.planner import device_memory, lanes_that_fit
 from lora_lab.planner.device import device_kind
-from lora_lab.spec import Execution, Recorder, RunSpec, Sweep
+from lora_lab.spec import Execution, Recorder, Sweep
 from lora_lab.study import Study
 from lora_lab.tracking import Spool
+from lora_lab.worker.capacity import Capacity
 from lora_lab.worker.interrupt import Interrupt
 from lora_lab.worker.tee import Tee
 from lora_lab.worker.work import Worker
@@ -39,8 +39,8 @@ def run(
             run_folder=lambda run: folder / "runs" / run,
             recorder=Tee([Spool(folder), recorder]),
             interrupt=interrupt,
-            lanes=lambda spec: lanes_for(sweep, spec, execution),
-            device=execution.device,
+            lanes=most_lanes(sweep, execution),
+            capacity=Capacity.of(execution),
             checkpoint_seconds=execution.launcher.checkpoint_seconds,
             keep_checkpoints=execution.launcher.keep_checkpoints,
             say=say,
@@ -49,23 +49,9 @@ def run(
         return worker.work()
 
 
-def lanes_for(sweep: Sweep, spec: RunSpec, execution: Execution) -> int:
-    """How many runs of ``sweep`` on ``spec``'s base train at once: ``pack.max_lanes``, or what the planner says fits.
-
-    At least one: a run that does not fit after all ends OUT_OF_MEMORY by itself.
-    """
+def most_lanes(sweep: Sweep, execution: Execution) -> int:
+    """How many runs of ``sweep`` may train at once: ``pack.max_lanes``, or all of them, as far as memory goes."""
     if execution.max_lanes is not None:
         return execution.max_lanes
-    wanted = sweep.planned_trials * (sweep.max_repeats or sweep.repeats)
-    if device_kind(execution.device) == "cpu":
-        wanted = min(wanted, CPU_LANES)
-    if wanted == 1:
-        return 1
-    specs = [run for run in map(sweep.base.at, sweep.points or ({},)) if run.model == spec.model]
-    largest = max([spec, *specs], key=_size)
-    return max(1, min(wanted, lanes_that_fit(largest, device_memory(execution.device), device=execution.device)))
-
-
-def _size(spec: RunSpec) -> tuple[int, int]:
-    """Orders runs of one base by the memory they take: tokens in a micro-batch first, then adapter size."""
-    return spec.budget.micro * spec.data.max_length, spec.method.r * len(spec.method.mask)
+    wanted = max(1, sweep.planned_trials * (sweep.max_repeats or sweep.repeats))
+    return min(wanted, CPU_LANES) if device_kind(execution.device) == "cpu" else wanted

@@ -2,7 +2,7 @@
 
 Written here because pytorch_optimizer has no Sophia-G and because its SophiaH takes the estimate inside ``step``,
 where the graph of *all* lanes' losses would have to live, and keeps it as a third buffer; here it is given from
-outside (:mod:`lora_lab.engine.curvature`) and forgotten. For equal estimates the two move alike, with
+outside (:mod:`lora_lab.packing.curvature`) and forgotten. For equal estimates the two move alike, with
 ``p = rho``, ``lr = lr / rho`` there (tests/optim).
 """
 

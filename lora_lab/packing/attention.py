@@ -131,6 +131,8 @@ def attend(
     q: Tensor, k: Tensor, v: Tensor, layout: Layout, scaling: float, softcap: float | None, window: int | None
 ) -> Tensor:
     """Causal attention within each sequence: ``(heads, rows, d)``, rotated, to ``(rows, heads d)``."""
+    if layout.attention is not None:
+        return layout.attention(q, k, v, scaling, softcap, window)
     parts = []
     for bucket in layout.buckets:
         bq, bk, bv = (_Gather.apply(x, bucket) for x in (q, k, v))

@@ -39,10 +39,16 @@ def hidden_states(paths: Paths, embedded: Tensor, layout: Layout, *, recompute: 
     prefix = f"{paths.model.base_model_prefix}."
     cosine, sine = _rotary(decoder, layout)
     x, delta = embedded, None
+    again = paths.again()
+
+    def layer_again(*arguments: Any) -> tuple[Tensor, Tensor]:
+        with again():
+            return _layer(*arguments)
+
     for i, layer in enumerate(decoder.layers):
         layer_begins(i, x if delta is None else delta)
         arguments = (paths, f"{prefix}layers.{i}.", layer, x, delta, layout, cosine, sine)
-        x, delta = checkpoint(_layer, *arguments, use_reentrant=False) if recompute else _layer(*arguments)
+        x, delta = checkpoint(layer_again, *arguments, use_reentrant=False) if recompute else _layer(*arguments)
     assert delta is not None
     layer_begins(len(decoder.layers), delta)
     return add_norm(x, delta, decoder.norm, layout.kernels)[1]

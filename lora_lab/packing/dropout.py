@@ -1,8 +1,8 @@
 """Dropout whose noise is a function of numbers, not of what was drawn before.
 
 Whether an element is kept is a hash of a seed and of the element's place among its lane's own rows. So a lane's noise
-depends neither on its company nor on the order of computation, the backward makes it again instead of keeping a mask,
-and a resumed run goes on with the same noise.
+depends neither on its company nor on the order of computation, and a resumed run goes on with the same noise. The
+backward draws it again, or reads it from one bit an element.
 """
 
 from __future__ import annotations

@@ -28,7 +28,8 @@ class Frozen:
         self._merged: Tensor | None = None
         bounds = [0, *itertools.accumulate(len(frozen_weight(module)) for module in modules)]
         self.columns: tuple[tuple[int, int], ...] = tuple(itertools.pairwise(bounds))
-        if len(modules) > 1 and all(module.weight.is_floating_point() for module in modules):  # type: ignore[operator]
+        self._plain = all(module.weight.is_floating_point() for module in modules)  # type: ignore[operator]
+        if len(modules) > 1 and self._plain:
             with phase("weights"), torch.no_grad():
                 self._merged = torch.cat([frozen_weight(module) for module in modules])
             for module, (a, b) in zip(modules, self.columns, strict=True):
@@ -52,6 +53,8 @@ class Frozen:
         """``(out, in)``, the modules' outputs one after another; where they are quantised, de-quantised each time."""
         if self._merged is not None:
             return self._merged
+        if len(self.modules) == 1 and self._plain:
+            return frozen_weight(self.modules[0])
         with phase("workspace"):
             weights = [frozen_weight(module) for module in self.modules]
             return weights[0] if len(weights) == 1 else torch.cat(weights)

@@ -26,9 +26,7 @@ BLOCK_CUDA = 4096
 
 def losses(paths: Paths, shares: Sequence[Share], hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Losses (nats, float32 at least) and arg-max hits, ``(n,)`` each, of ``hidden (n, d)``, lanes as in ``shares``."""
-    name = paths.head[0]
-    capped = getattr(paths.model.config, "final_logit_softcapping", None) is not None
-    kept = [i for i, share in enumerate(shares) if capped or share.carries(name)]
+    kept = [i for i, share in enumerate(shares) if keeps_logits(paths, share)]
     if not kept:
         return _blockwise(paths, hidden, labels)
     if len(kept) == len(shares):
@@ -42,6 +40,17 @@ def losses(paths: Paths, shares: Sequence[Share], hidden: Tensor, labels: Tensor
     back[torch.cat(rows)] = torch.arange(len(labels))
     found, hits = (torch.cat(both).index_select(0, back.to(hidden.device)) for both in zip(plain, trained, strict=True))
     return found, hits
+
+
+def keeps_logits(paths: Paths, share: Share) -> bool:
+    """Whether a lane's logits are held until its backward, and not only a block of all lanes' at a time."""
+    capped = getattr(paths.model.config, "final_logit_softcapping", None) is not None
+    return capped or share.carries(paths.head[0])
+
+
+def block_rows(kernels: str) -> int:
+    """Rows of all lanes whose logits are held at once."""
+    return BLOCK if kernels == "cpu" else BLOCK_CUDA
 
 
 def _adjacent(shares: Sequence[Share]) -> list[Share]:
@@ -76,10 +85,10 @@ class _BlockwiseLoss(torch.autograd.Function):
         out = hidden.new_empty(n, dtype=wide)
         hits = hidden.new_empty(n, dtype=torch.bool)
         dhidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        size = BLOCK if kernels == "cpu" else BLOCK_CUDA
+        size = block_rows(kernels)
         for a in range(0, n, size):
             rows, mine = slice(a, min(n, a + size)), labels[a : a + size]
-            with phase("workspace"):
+            with phase("logits"):
                 logits = torch.nn.functional.linear(hidden[rows], weight, bias)
                 normalisers = hidden.new_empty(len(mine), dtype=wide)
                 losses_into(logits, mine, out[rows], normalisers, hits[rows], kernels)

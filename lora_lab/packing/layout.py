@@ -10,12 +10,22 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 BUCKET_WASTE = 0.15
 """Padding that a bucket of sequences may hold, as a share of its positions, before a new one is begun."""
+
+
+class Attention(Protocol):
+    """Attention of a layout's own: rotated ``query (heads, rows, d)`` and ``key, value (kv, rows, d)`` of one layer
+    after another, to ``(rows, heads d)``."""
+
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, scaling: float, softcap: float | None, window: int | None
+    ) -> Tensor: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +58,10 @@ class Layout:
         spans: first and past-the-last row of each lane.
         buckets: the sequences in buckets of like length, longest first.
         restore: ``(rows,)``: where each row stands when the buckets' real positions are put one after another.
+        attention: how rows attend where it is not within sequences (:mod:`lora_lab.bench.shared`).
     """
+
+    attention: Attention | None = None
 
     def __init__(
         self, lengths: Sequence[int], groups: Sequence[int], device: torch.device, kernels: str | None = None

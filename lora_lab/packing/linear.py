@@ -26,7 +26,7 @@ def linear(x: Tensor, frozen: Frozen, narrow: Narrow | None, blocks: Sequence[Bl
 
 
 class _Linear(torch.autograd.Function):
-    """Saved are ``x``, the factors, and the products with ``A``."""
+    """Saved are ``x``, the factors, the products with ``A``, and what dropout kept."""
 
     @staticmethod
     def forward(
@@ -34,7 +34,7 @@ class _Linear(torch.autograd.Function):
     ) -> Tensor:
         x = x.contiguous()
         y = frozen.product(x)
-        inner = [] if narrow is None else [narrow.add(x, y)]
+        inner: list[Tensor] = [] if narrow is None else [*narrow.add(x, y)]
         stacks = given if narrow is None else given[len(narrow.factors) :]
         rest = iter(stacks)
         for block in blocks:
@@ -54,12 +54,12 @@ class _Linear(torch.autograd.Function):
         dy, narrow, blocks, frozen = grads[0].contiguous(), ctx.narrow, ctx.blocks, ctx.frozen
         dx = frozen.back(dy) if ctx.needs_input_grad[0] else None
         out: list[Tensor] = []
-        if ctx.saved_tensors:
-            count = len(blocks) + (narrow is not None)
-            x, *rest = ctx.saved_tensors
+        if saved := ctx.saved_tensors:  # once: what was not kept is computed again for it
+            count = len(blocks) + 2 * (narrow is not None)
+            x, *rest = saved
             stacks, inner = iter(rest[: len(rest) - count]), rest[len(rest) - count :]
             if narrow is not None:
-                out += narrow.back(x, dy, dx, inner.pop(0))
+                out += narrow.back(x, dy, dx, inner.pop(0), inner.pop(0))
             for block, h in zip(blocks, inner, strict=True):
                 out += _back(block, h, x, dy, dx, stacks, frozen)
         return dx, None, None, None, *out

@@ -20,7 +20,7 @@ from lora_lab.packing.phases import phase
 _SHAPE = ("start", "rows", "r", "column", "out")
 _NOISE = ("seed", "limit", "keep", "scaling")
 _LANE = np.dtype(
-    [(name, np.int64) for name in ("A", "B", "dA", "dB", "h", "dh", "bt", *_SHAPE)]
+    [(name, np.int64) for name in ("A", "B", "dA", "dB", "h", "dh", "bt", "kept", *_SHAPE)]
     + list(zip(_NOISE, (np.uint32, np.uint32, np.float32, np.float32), strict=True))
 )
 """``Lane`` of native/lowrank.hpp."""
@@ -57,17 +57,22 @@ class Narrow:
                 self._lanes[field] = column
         self._products = self._lanes["rows"] * self._lanes["r"]
         self._outputs = self._lanes["out"] * self._lanes["r"]
+        self._dropping = self._lanes["keep"] > 0.0
 
-    def add(self, x: Tensor, y: Tensor) -> Tensor:
-        """Add to ``y (rows, width)`` what the lanes make of ``x (rows, in)``; gives what :meth:`back` needs."""
+    def add(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Add to ``y (rows, width)`` what the lanes make of ``x (rows, in)``; gives what :meth:`back` needs.
+
+        That is the products with ``A``, and a bit for each element that dropout looked at: whether it was kept.
+        """
         inner = x.new_empty(int(self._products.sum()), dtype=torch.float32)
+        kept = x.new_empty(int(self._words(x).sum()), dtype=torch.int16)
         transposed = x.new_empty(int(self._outputs.sum()), dtype=torch.float32)
         if not native.without_data(x):
-            lanes = self._point(inner, transposed)
+            lanes = self._point(inner, transposed, kept, x)
             native.call("add_low_rank", x, x.shape[1], y, y.shape[1], lanes.ctypes.data, len(lanes))
-        return inner
+        return inner, kept
 
-    def back(self, x: Tensor, dy: Tensor, dx: Tensor | None, inner: Tensor) -> list[Tensor]:
+    def back(self, x: Tensor, dy: Tensor, dx: Tensor | None, inner: Tensor, kept: Tensor) -> list[Tensor]:
         """Add to ``dx`` the lanes' gradient of ``x``; gives those of :attr:`factors`."""
         dinner = torch.empty_like(inner)
         transposed = x.new_empty(int(self._outputs.sum()), dtype=torch.float32)
@@ -75,18 +80,23 @@ class Narrow:
             flat = x.new_empty(sum(self._sizes), dtype=torch.float32)
         grads = [part.view_as(f) for part, f in zip(flat.split(self._sizes), self.factors, strict=True)]
         if not native.without_data(x):
-            lanes = self._point(inner, transposed)
+            lanes = self._point(inner, transposed, kept, x)
             lanes["dh"] = dinner.data_ptr() + 4 * (np.cumsum(self._products) - self._products)
             starts = flat.data_ptr() + 4 * (np.cumsum(self._sizes) - self._sizes)
             lanes["dA"], lanes["dB"] = starts[::2], starts[1::2]
             native.call("add_low_rank_backward", x, x.shape[1], dy, dy.shape[1], dx, lanes.ctypes.data, len(lanes))
         return grads
 
-    def _point(self, inner: Tensor, transposed: Tensor) -> np.ndarray:
+    def _words(self, x: Tensor) -> np.ndarray:
+        """How many 16-bit words of ``kept`` are each stretch's."""
+        return np.where(self._dropping, self._lanes["rows"] * -(-x.shape[1] // 16), 0)
+
+    def _point(self, inner: Tensor, transposed: Tensor, kept: Tensor, x: Tensor) -> np.ndarray:
         """The lanes with the addresses of what they read, and of where their products go."""
-        lanes = self._lanes
+        lanes, words = self._lanes, self._words(x)
         addresses = [f.data_ptr() for f in self.factors]
         lanes["A"], lanes["B"] = addresses[::2], addresses[1::2]
         lanes["h"] = inner.data_ptr() + 4 * (np.cumsum(self._products) - self._products)
         lanes["bt"] = transposed.data_ptr() + 4 * (np.cumsum(self._outputs) - self._outputs)
+        lanes["kept"] = np.where(self._dropping, kept.data_ptr() + 2 * (np.cumsum(words) - words), 0)
         return lanes

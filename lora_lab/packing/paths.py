@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -61,6 +62,21 @@ class Paths:
             yield
         finally:
             self._shares, self._blocks = before
+
+    def again(self) -> Callable[[], AbstractContextManager[None]]:
+        """What gives this forward its shares back when a part of it is computed once more, in its backward."""
+        kept = self._shares, self._blocks
+
+        @contextlib.contextmanager
+        def resumed() -> Iterator[None]:
+            before = self._shares, self._blocks
+            self._shares, self._blocks = kept
+            try:
+                yield
+            finally:
+                self._shares, self._blocks = before
+
+        return resumed
 
     def linear(self, names: Sequence[str], x: Tensor) -> Tensor:
         """``(rows, out)`` of ``x (rows, in)``: modules ``names``, which read the same input, side by side."""

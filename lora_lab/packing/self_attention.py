@@ -37,14 +37,27 @@ class Heads:
 
 def self_attention(qkv: Tensor, heads: Heads, layout: Layout) -> Tensor:
     """``(rows, heads d)`` of ``qkv (rows, (heads + 2 kv) d)``."""
+    if layout.attention is not None:
+        return layout.attention(*_rotated(qkv, heads, layout), heads.scaling, None, heads.window)
     if native.usable(qkv, layout.kernels):
         return _SelfAttention.apply(qkv, heads, layout)  # type: ignore[no-any-return]
+    return attend(*_rotated(qkv, heads, layout), layout, heads.scaling, None, heads.window)
+
+
+def _rotated(qkv: Tensor, heads: Heads, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
+    """``(heads, rows, d)`` queries and ``(kv, rows, d)`` keys and values; without a gradient where kernels serve."""
     h, kv, d = heads.kv * heads.groups, heads.kv, heads.d
+    if native.usable(qkv, layout.kernels) and not qkv.requires_grad:
+        q, k, v = (qkv.new_empty(n, len(qkv), d) for n in (h, kv, kv))
+        rows = torch.arange(len(qkv), device=qkv.device)
+        sizes = (1, len(qkv), kv, heads.groups, d)
+        native.call("split_rotate", qkv.contiguous(), rows, layout.positions, *_tables(heads), q, k, v, *sizes)
+        return q, k, v
     q, k, v = qkv.view(len(qkv), -1, d).transpose(0, 1).split([h, kv, kv])
     positions = layout.positions[0]
     cosine, sine = heads.cosine[positions].to(qkv.dtype), heads.sine[positions].to(qkv.dtype)
     q, k = (x * cosine + torch.cat((-x[..., d // 2 :], x[..., : d // 2]), dim=-1) * sine for x in (q, k))
-    return attend(q, k, v, layout, heads.scaling, None, heads.window)
+    return q, k, v
 
 
 class _SelfAttention(torch.autograd.Function):

@@ -11,16 +11,16 @@ from lora_lab.lazy import names
 
 if TYPE_CHECKING:
     from lora_lab.planner.device import device_memory
-    from lora_lab.planner.prediction import Plan, lanes_that_fit, plan
+    from lora_lab.planner.prediction import Plan, plan, refusal
 
-__all__ = ["Plan", "device_memory", "lanes_that_fit", "plan"]
+__all__ = ["Plan", "device_memory", "plan", "refusal"]
 
 __getattr__ = names(
     __name__,
     {
         "Plan": "prediction",
         "device_memory": "device",
-        "lanes_that_fit": "prediction",
         "plan": "prediction",
+        "refusal": "prediction",
     },
 )

@@ -13,9 +13,8 @@ from transformers import PreTrainedModel
 from lora_lab.planner.timeline import Label
 
 
-def decoder_layers(model: PreTrainedModel) -> nn.ModuleList | None:
-    """The list of a model's decoder layers; ``None`` where there is no one such list."""
-    count = getattr(model.config, "num_hidden_layers", 0)
+def decoder_layers(model: PreTrainedModel, count: int) -> nn.ModuleList | None:
+    """The list of a model's ``count`` decoder layers; ``None`` where there is no one such list."""
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == count]
     return lists[0] if len(lists) == 1 else None
 
@@ -37,7 +36,7 @@ class Depths:
 
 def depths(model: PreTrainedModel) -> Depths | None:
     """``None`` where the layers do not repeat, or are too few for this to be less work than all of them."""
-    layers = decoder_layers(model)
+    layers = decoder_layers(model, _count(model))
     if layers is None:
         return None
     kinds = getattr(model.config, "layer_types", None) or [""] * len(layers)
@@ -50,12 +49,15 @@ def depths(model: PreTrainedModel) -> Depths | None:
     return None
 
 
-def cut(model: PreTrainedModel, layers: int) -> nn.ModuleList:
-    """Keep the first so many decoder layers of ``model``, and return them."""
-    found = decoder_layers(model)
+def _count(model: PreTrainedModel) -> int:
+    return getattr(model.config, "num_hidden_layers", 0)
+
+
+def cut(model: PreTrainedModel, layers: int) -> None:
+    """Keep the first so many decoder layers of ``model``."""
+    found = decoder_layers(model, _count(model))
     assert found is not None
     del found[layers:]
-    return found
 
 
 class Layers:
@@ -64,7 +66,8 @@ class Layers:
     Layers that are called are heard by hooks; :meth:`begins` is for those that the packed step walks through itself.
     """
 
-    def __init__(self, layers: nn.ModuleList, mark: Callable[[Label], None]) -> None:
+    def __init__(self, layers: nn.ModuleList | None, mark: Callable[[Label], None]) -> None:
+        assert layers is not None
         self._mark, self._count, self._reached = mark, len(layers), -1
         for i, layer in enumerate(layers):
             layer.register_forward_pre_hook(partial(self._enters, i), with_kwargs=True)

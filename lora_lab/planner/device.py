@@ -34,6 +34,19 @@ def device_memory(device: str = "auto") -> int:
     return int(torch.cuda.mem_get_info(torch.device("cuda" if device == "auto" else device))[0])
 
 
+def device_size(device: str = "auto") -> int:
+    """Bytes that ``device`` has in all, free or not, within a container's limit. Raises as :func:`device_memory`."""
+    if device_kind(device) == "cpu":
+        import psutil
+
+        total = int(psutil.virtual_memory().total)
+        limit = container_limit()
+        return total if limit is None else min(total, limit)
+    import torch
+
+    return int(torch.cuda.mem_get_info(torch.device("cuda" if device == "auto" else device))[1])
+
+
 def device_kind(device: str, present: bool = True) -> str:
     """``"cpu"`` or ``"cuda"``: what ``device`` comes to on this machine. Raises as :func:`device_memory`.
 
@@ -67,34 +80,23 @@ def container_free(root: Path = Path("/sys/fs/cgroup")) -> int | None:
             stat = dict(line.split()[:2] for line in (root / stat_name).read_text().splitlines())
         except (OSError, ValueError):
             continue
-        if limit == "max" or int(limit) >= 1 << 60:
+        if _unlimited(limit):
             return None
         droppable = int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
         return max(0, int(limit) - used + droppable)
     return None
 
 
-def read_size(text: str) -> int:
-    """Bytes of a size as people write it: ``24GB`` (10^9), ``24GiB`` (2^30), ``800MB``, ``1e9``.
-
-    Raises:
-        SpecError: it is not a size.
-    """
-    found = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*(?:([kmgt])(i?)b?|b)?\s*", text, re.IGNORECASE)
-    try:
-        number = float(found[1]) if found else -1.0
-    except ValueError:
-        number = -1.0
-    if found is None or number <= 0:
-        raise SpecError(f"memory: {text!r} is not a size. Write it as 24GB, 16GiB or 800MB.")
-    power = " kmgt".index((found[2] or " ").lower())
-    return int(number * (1024 if found[3] else 1000) ** power)
+def container_limit(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes of this container's memory limit; ``None`` where no limit is set."""
+    for limit_name, _, _ in _CGROUPS:
+        try:
+            limit = (root / limit_name).read_text().strip()
+        except OSError:
+            continue
+        return None if _unlimited(limit) else int(limit)
+    return None
 
 
-def show_size(size: float) -> str:
-    """Bytes as people read them, in powers of 1000: ``19.84 GB``, ``512 MB``."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if abs(size) >= scale:
-            value = size / scale
-            return f"{value:.2f} {unit}" if unit == "GB" else f"{value:.0f} {unit}"
-    return f"{size:.0f} B"
+def _unlimited(limit: str) -> bool:
+    return limit == "max" or int(limit) >= 1 << 60

@@ -11,9 +11,10 @@ from lora_lab.spec.model import FOUR_BIT, ModelSpec
 from lora_lab.spec.objective import Objective
 from lora_lab.spec.optimizer import OptimizerSpec, ScheduleSpec
 from lora_lab.spec.ports import Controller, Order, Recorder, Verdict
-from lora_lab.spec.result import SETTLED, EvalMetrics, Outcome, RunResult, StepMetrics, run_id
+from lora_lab.spec.result import FIRST_BRANCH, SETTLED, EvalMetrics, Outcome, RunResult, StepMetrics, run_id
 from lora_lab.spec.roles import ROLES, Mask, all_masks, mask_name, mask_of
 from lora_lab.spec.run import BudgetSpec, EvaluationSpec, RunSpec
+from lora_lab.spec.sizes import read_size, show_size
 from lora_lab.spec.space import Point, Space, show
 from lora_lab.spec.stop import Stop
 from lora_lab.spec.sweep import EXTENSIBLE, Execution, Strategy, Sweep, TrackingSpec
@@ -23,6 +24,7 @@ __all__ = [
     "DESIGNS",
     "EXTENSIBLE",
     "FIGURES",
+    "FIRST_BRANCH",
     "FOUR_BIT",
     "ROLES",
     "SETTLED",
@@ -67,8 +69,10 @@ __all__ = [
     "mask_name",
     "mask_of",
     "pairs",
+    "read_size",
     "run_id",
     "show",
+    "show_size",
     "thaw",
     "to_tree",
     "violated",

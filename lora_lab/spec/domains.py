@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from lora_lab.errors import SpaceError, SpecError, nearest
@@ -138,8 +139,13 @@ def listed(domain: Domain) -> list[Any] | None:
         case IntRange(low, high, step, False):
             return list(range(low, high + 1, step))
         case FloatRange(low, high, float(step), False):
-            return [low + i * step for i in range(int((high - low) / step + 1e-9) + 1)]
+            return [step_of(domain, i) for i in range(int((high - low) / step + 1e-9) + 1)]
     return None
+
+
+def step_of(domain: FloatRange, number: int) -> float:
+    """The ``number``-th step (from 0) of a range in steps, as people would write it: 0.3, not 0.1 + 0.1 + 0.1."""
+    return float(Decimal(str(domain.low)) + number * Decimal(str(domain.step)))
 
 
 def ends(domain: Domain) -> list[Any]:

@@ -82,22 +82,24 @@ class Expression:
         _collect(_parsed(self.text), found)
         return tuple(dict.fromkeys(found))
 
-    def value(self, look_up: LookUp) -> Any:
+    def value(self, look_up: LookUp, *, strict: bool = True) -> Any:
         """What it comes to; ``look_up`` gives the values of its names.
+
+        Where it is not ``strict``, null is neither less nor more than anything, instead of an error.
 
         Raises:
             SpecError: it has no value there: a name is null, a division by zero, words where numbers belong.
         """
         try:
-            return _value(_parsed(self.text), look_up)
+            return _value(_parsed(self.text), look_up, strict)
         except ZeroDivisionError as error:
             raise SpecError(f"{self.text!r}: a division by zero.") from error
         except (OverflowError, ValueError, TypeError) as error:
             raise SpecError(f"{self.text!r} has no value here: {error}.") from error
 
-    def holds(self, look_up: LookUp) -> bool:
+    def holds(self, look_up: LookUp, *, strict: bool = True) -> bool:
         """Whether it is true. Raises ``SpecError`` as :meth:`value` does."""
-        return bool(self.value(look_up))
+        return bool(self.value(look_up, strict=strict))
 
     def seen(self, look_up: LookUp) -> str:
         """Its names with their values, for messages: ``method.r = 64, parameters = 5,308,416``."""
@@ -192,7 +194,7 @@ def _collect(node: ast.AST, found: list[str]) -> None:
         _collect(child, found)
 
 
-def _value(node: ast.AST, look_up: LookUp) -> Any:
+def _value(node: ast.AST, look_up: LookUp, strict: bool) -> Any:
     match node:
         case ast.Constant(value):
             return value
@@ -203,32 +205,34 @@ def _value(node: ast.AST, look_up: LookUp) -> Any:
         case ast.BoolOp(op, values):
             so_far: Any = isinstance(op, ast.And)
             for part in values:
-                so_far = bool(_value(part, look_up))
+                so_far = bool(_value(part, look_up, strict))
                 if so_far is not isinstance(op, ast.And):
                     break
             return so_far
         case ast.UnaryOp(op, operand):
-            inner = _value(operand, look_up)
+            inner = _value(operand, look_up, strict)
             if isinstance(op, ast.Not):
                 return not inner
             return -_number(inner, operand) if isinstance(op, ast.USub) else _number(inner, operand)
         case ast.BinOp(left, op, right):
-            operands = [_number(_value(side, look_up), side) for side in (left, right)]
+            operands = [_number(_value(side, look_up, strict), side) for side in (left, right)]
             return _ARITHMETIC[type(op)](*operands)
         case ast.Compare(left, ops, comparators):
             sides = [left, *comparators]
-            found = [_value(side, look_up) for side in sides]
+            found = [_value(side, look_up, strict) for side in sides]
             for n, compared in enumerate(ops):
                 if isinstance(compared, _ORDERINGS):
+                    if not strict and None in found[n : n + 2]:
+                        return False
                     _number(found[n], sides[n])
                     _number(found[n + 1], sides[n + 1])
                 if not _COMPARISONS[type(compared)](found[n], found[n + 1]):
                     return False
             return True
         case ast.List(elements) | ast.Tuple(elements):
-            return tuple(_value(element, look_up) for element in elements)
+            return tuple(_value(element, look_up, strict) for element in elements)
         case ast.Call(ast.Name(function), arguments):
-            return FUNCTIONS[function](*(_value(argument, look_up) for argument in arguments))
+            return FUNCTIONS[function](*(_value(argument, look_up, strict) for argument in arguments))
     raise AssertionError(f"{ast.dump(node)} passed the check")
 
 

@@ -22,7 +22,7 @@ OBJECTIVES = (
     "tokens",
     "flops",
 )
-"""Metrics of a result that a sweep can optimise."""
+"""Metrics of a result that a sweep can optimise, beside its ``scores.<task>.<metric>``."""
 JUDGED = ("eval_loss", "best_eval_loss")
 """Objectives that are seen while a run trains: what a pruner can judge by."""
 VALUES = ("mean", "lower", "upper")
@@ -44,10 +44,10 @@ class Objective:
     def __post_init__(self) -> None:
         if self.direction not in DIRECTIONS:
             raise SpecError(f"sweep.objective.direction: {self.direction!r} is not one of {', '.join(DIRECTIONS)}.")
-        if self.metric not in OBJECTIVES:
+        if self.metric not in OBJECTIVES and not self.metric.startswith("scores."):
             raise SpecError(
                 f"sweep.objective.metric: {self.metric!r} is not one of {', '.join(OBJECTIVES)}"
-                f"{nearest(self.metric, OBJECTIVES)}"
+                f" or scores.TASK.METRIC{nearest(self.metric, OBJECTIVES)}"
             )
         if self.value not in VALUES:
             raise SpecError(f"sweep.objective.value: {self.value!r} is not one of {', '.join(VALUES)}.")

@@ -21,8 +21,18 @@ class Outcome(StrEnum):
     FAILED = "FAILED"
 
 
+FIRST_BRANCH = 100_000
+"""Branches (``extend``, ``clone``) are trials numbered from here, beside those of the sweep itself."""
 SETTLED = frozenset(Outcome) - {Outcome.PREEMPTED}
 """Outcomes after which a run is not trained again (a preempted run goes on later)."""
+
+
+BASE_METRICS: Mapping[str, str] = {
+    "eval_loss": "base_eval_loss",
+    "best_eval_loss": "base_eval_loss",
+    "exact_match": "base_exact_match",
+}
+"""The untrained base model's own value for a metric; for ``scores.<name>`` it is ``base_scores.<name>``."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +55,17 @@ class StepMetrics:
 
 @dataclass(frozen=True)
 class EvalMetrics:
-    """One evaluation of one lane: mean loss in nats over ``tokens`` supervised held-out tokens."""
+    """One evaluation of one lane: mean loss in nats over ``tokens`` supervised held-out tokens.
+
+    ``scores`` are what else was asked for, by the names of :attr:`RunResult.scores`.
+    """
 
     step: int
     loss: float
     tokens: int
     accuracy: float
     seconds: float
+    scores: Pairs = field(default_factory=pairs)
 
 
 @dataclass(frozen=True)
@@ -61,9 +75,16 @@ class RunResult:
     Losses are in nats per supervised token, sizes in bytes, times in seconds of wall time (``seconds`` is
     the lane's share: each pack step is shared equally by its lanes). ``peak_bytes`` is the measured peak of
     the process while the run was in it (CUDA: allocated; CPU: resident); ``lane_bytes`` what the run alone
-    added: adapter, gradients and optimizer state. ``adapter`` is relative to the sweep's folder. A run that branched
+    added: adapter, gradients and optimizer state. ``predicted_bytes`` is what the planner said of the run's packs, and
+    ``training_bytes`` the part of ``peak_bytes`` that training took on ``device``, the base model included (0: not
+    known). ``adapter`` is relative to the sweep's folder. A run that branched
     off another began at step ``parent_step`` of run ``parent``; ``stage`` (``t0000-s0@12``) says of which run, up to
     which step, its own beginning was taken over because it is the same. ``attempts`` counts how often it was begun.
+
+    ``perplexity`` is that of the held-out tokens, ``exp(eval_loss)``; ``gap`` is ``eval_loss - train_loss`` and
+    ``rise`` ``eval_loss - best_eval_loss``, both of which grow when a run overfits. ``scores`` has
+    ``exact_match.<task>``, and for each benchmark ``<task>.<metric>``, ``<task>.<metric>_stderr``, ``<task>.n``
+    (documents) and ``<task>.ties`` (answers that two choices shared); ``base_scores`` the same of the base model.
     """
 
     run: str
@@ -80,7 +101,11 @@ class RunResult:
     eval_accuracy: float | None = None
     exact_match: float | None = None
     base_exact_match: float | None = None
+    perplexity: float | None = None
+    gap: float | None = None
+    rise: float | None = None
     scores: Pairs = field(default_factory=pairs)
+    base_scores: Pairs = field(default_factory=pairs)
     steps: int = 0
     tokens: int = 0
     flops: float = 0.0
@@ -89,6 +114,9 @@ class RunResult:
     total_parameters: int = 0
     lane_bytes: int = 0
     peak_bytes: int = 0
+    predicted_bytes: int = 0
+    training_bytes: int = 0
+    device: str | None = None
     adapter: str | None = None
     message: str | None = None
     parent: str | None = None
@@ -97,6 +125,15 @@ class RunResult:
     attempts: int = 1
     started: float | None = None
     ended: float | None = None
+
+    def measured(self, metric: str, *, base: bool = False) -> float | None:
+        """The value of a metric, ``scores.<name>`` included; with ``base`` the base model's, where it has one."""
+        if metric.startswith("scores."):
+            scores: Pairs = self.base_scores if base else self.scores
+            found = dict(scores).get(metric.removeprefix("scores."))
+        else:
+            found = getattr(self, BASE_METRICS.get(metric, metric) if base else metric)
+        return None if found is None else float(found)
 
     def to_tree(self) -> dict[str, Any]:
         """The JSON tree of ``result.json``."""

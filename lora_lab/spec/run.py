@@ -29,13 +29,15 @@ class BudgetSpec:
     """How long a run trains: ``steps`` (optimizer steps) or ``epochs``, one epoch if neither is given.
 
     ``batch_size`` examples make one optimizer step, in micro-batches of ``micro_batch_size``
-    (``None``: the whole batch at once).
+    (``None``: the whole batch at once). With ``checkpointing`` a layer keeps only its input for the backward and
+    computes the rest again there: less memory, more time, the same result.
     """
 
     epochs: float | None = None
     steps: int | None = None
     batch_size: int = 8
     micro_batch_size: int | None = None
+    checkpointing: bool = False
 
     def __post_init__(self) -> None:
         if self.epochs is not None and self.steps is not None:
@@ -71,8 +73,13 @@ class EvaluationSpec:
     """When and how a run is scored on the held-out split.
 
     ``every_steps`` optimizer steps, and always at the end (``None``: at the end only).
-    ``exact_match`` also generates answers greedily, ``max_new_tokens`` at most, for the first
-    ``exact_match_size`` held-out examples (``None``: all).
+    ``exact_match`` also generates answers greedily, ``max_new_tokens`` at most and up to the first of the strings
+    ``stop``, for the first ``exact_match_size`` held-out examples (``None``: all).
+
+    ``tasks`` are benchmarks of lm-evaluation-harness by name, scored at the end on the first ``limit`` documents of
+    each (``None``: all) with ``num_fewshot`` examples (``None``: as the task says). ``include_path`` is a folder of the
+    user's own task YAML, ``task_data`` one of local copies of known tasks' data. ``during`` scores tasks and exact
+    match at every evaluation, too.
     """
 
     every_steps: int | None = None
@@ -80,12 +87,38 @@ class EvaluationSpec:
     exact_match: bool = False
     exact_match_size: int | None = None
     max_new_tokens: int = 24
+    stop: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+    limit: int | None = None
+    num_fewshot: int | None = None
+    include_path: str | None = None
+    task_data: str | None = None
+    during: bool = False
 
     def __post_init__(self) -> None:
+        positive("evaluation.limit", self.limit)
+        if self.num_fewshot is not None and self.num_fewshot < 0:
+            raise SpecError(f"evaluation.num_fewshot: must be 0 or more, got {self.num_fewshot}.")
+        if "" in self.stop:
+            raise SpecError("evaluation.stop: an empty string ends every answer before it begins; leave it out.")
+        if len(set(self.tasks)) < len(self.tasks) or "" in self.tasks:
+            raise SpecError(f"evaluation.tasks: a name stands there twice, or is empty: {', '.join(self.tasks)}.")
         positive("evaluation.every_steps", self.every_steps)
         positive("evaluation.batch_size", self.batch_size)
         positive("evaluation.exact_match_size", self.exact_match_size)
         positive("evaluation.max_new_tokens", self.max_new_tokens)
+
+    def canonical(self, tree: dict[str, Any]) -> None:
+        """Drop the fields that cannot matter from this part's ``tree``."""
+        if not self.exact_match:
+            for name in ("exact_match_size", "max_new_tokens", "stop"):
+                tree.pop(name)
+        if not self.tasks:
+            for name in ("limit", "num_fewshot", "include_path", "task_data"):
+                tree.pop(name)
+        for name in ("stop", "tasks", "during"):
+            if not getattr(self, name):
+                tree.pop(name, None)
 
 
 @dataclass(frozen=True)
@@ -112,11 +145,10 @@ class RunSpec:
         self.schedule.canonical(tree["schedule"], self.budget.steps)
         budget = tree["budget"]
         budget["micro_batch_size"] = self.budget.micro
+        budget.pop("checkpointing")
         if self.budget.steps is None:
             budget["epochs"] = self.budget.epochs or 1.0
-        if not self.evaluation.exact_match:
-            tree["evaluation"].pop("exact_match_size")
-            tree["evaluation"].pop("max_new_tokens")
+        self.evaluation.canonical(tree["evaluation"])
         return tree
 
     @property

@@ -212,7 +212,7 @@ class Space:
             except KeyError:
                 raise SpaceError(f"sweep.space.{path}: when {condition.text}: no value {name!r}.") from None
 
-        return condition.holds(look_up)
+        return condition.holds(look_up, strict=False)  # what is not set meets no `momentum > 0.5`
 
     def take(self, point: Point, base: RunSpec, where: str) -> dict[str, Any]:
         """``point``, which may leave paths open, with its values as the domains hold them.

@@ -106,6 +106,13 @@ class Sweep:
                 raise SpecError(
                     "sweep.objective.metric=exact_match: data.name=text has no answers; optimise eval_loss."
                 )
+        for metric in (o.metric for o in self.targets if o.metric.startswith("scores.")):
+            task = metric.split(".")[1]
+            if task not in (*self.base.evaluation.tasks, "exact_match") and "evaluation.tasks" not in self.space.paths:
+                raise SpecError(
+                    f"sweep.objective.metric={metric}: {task} is not scored; add it to evaluation.tasks, which has "
+                    f"{', '.join(self.base.evaluation.tasks) or 'nothing'}."
+                )
         if self.objectives and (self.max_repeats is not None or self.stop.target is not None):
             raise SpecError("sweep.objectives: racing and sweep.stop.target need a single sweep.objective.")
 
@@ -256,8 +263,9 @@ class Execution:
     """How a sweep is carried out: folder, storage, tracking, launcher and lanes per pack.
 
     ``storage`` is an Optuna storage URL (``None``: a journal file in ``folder``); ``max_lanes`` limits
-    the lanes of a pack (``None``: decided by the planner); ``device`` is ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-    ``allow_code`` lets a ``_target_`` import from any package.
+    the lanes of a pack (``None``: decided by the planner); ``device`` is ``auto``, ``cpu``, ``cuda`` or ``cuda:N``,
+    of which ``device_memory`` bytes may be used (``None``: what is free). ``allow_code`` lets a ``_target_`` import
+    from any package.
     """
 
     folder: str
@@ -267,6 +275,7 @@ class Execution:
     max_lanes: int | None = None
     device: str = "auto"
     allow_code: bool = False
+    device_memory: int | None = None
 
     def __post_init__(self) -> None:
         if self.max_lanes is not None and self.max_lanes <= 0:

@@ -1,4 +1,4 @@
-"""Runs that go on from another run's checkpoint with some settings changed: ``extend`` and ``clone``."""
+"""Runs that go on from another run's checkpoint with some settings changed: ``extend``, ``clone``, populations."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from lora_lab.errors import SpecError
-from lora_lab.spec import RunSpec, Sweep
+from lora_lab.spec import RunSpec, Sweep, run_id
 from lora_lab.study.parameters import decode
 from lora_lab.study.state import RunState, State, TrialState
 
@@ -52,4 +52,17 @@ def branch_key(state: State, sweep: Sweep, trial: TrialState) -> str:
     """The key of a branch: not that of the same settings from step 0, for it began with others."""
     assert trial.parent is not None
     own = {"spec": branch_spec(state, sweep, trial).key, "trial": trial.number, "parent": trial.parent}
+    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
+
+
+def key_of(state: State, sweep: Sweep, run: RunState) -> str:
+    """The key of any run. That of a copy in a population says from which run it goes on, and where."""
+    trial = state.trials[run.trial]
+    if trial.parent is not None:
+        return branch_key(state, sweep, trial)
+    spec = spec_of(state, sweep, run)
+    if trial.origin is None:
+        return spec.key
+    of, step = trial.origin
+    own = {"spec": spec.key, "parent": key_of(state, sweep, state.runs[run_id(of, run.seed)]), "step": step}
     return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()

@@ -13,15 +13,15 @@ from types import TracebackType
 from typing import Any
 
 from lora_lab.errors import SpecError, SweepFolderError, nearest
-from lora_lab.spec import Order, Outcome, RunResult, Sweep, pairs, run_id
-from lora_lab.study.branches import branch_key, branch_point, branch_spec, spec_of
+from lora_lab.spec import FIRST_BRANCH, Order, Outcome, RunResult, Sweep, pairs, run_id
+from lora_lab.study.branches import branch_point, branch_spec, key_of, spec_of
 from lora_lab.study.folder import SweepFolder
 from lora_lab.study.log import Unreachable
 from lora_lab.study.look import execution_of
 from lora_lab.study.opening import open_log
 from lora_lab.study.parameters import decode
 from lora_lab.study.session import Session
-from lora_lab.study.state import CANCELLED, FIRST_BRANCH, RunState, TrialState
+from lora_lab.study.state import CANCELLED, RunState, TrialState
 from lora_lab.study.storage import gone
 from lora_lab.study.verdict import value_of
 
@@ -181,7 +181,7 @@ class Control:
             run=name,
             trial=run.trial,
             seed=run.seed,
-            key=self._key(run, trial),
+            key=key_of(self._session.state, self.sweep, run),
             outcome=Outcome.PRUNED,
             point=pairs(self._point(trial)),
             message="stopped while it was in the queue",
@@ -234,10 +234,6 @@ class Control:
         if run.result is not None:
             raise SweepFolderError(f"{name}: settled already ({run.result.outcome}).")
         return run
-
-    def _key(self, run: RunState, trial: TrialState) -> str:
-        state = self._session.state
-        return spec_of(state, self.sweep, run).key if trial.parent is None else branch_key(state, self.sweep, trial)
 
     def _point(self, trial: TrialState) -> dict[str, Any]:
         if trial.parent is None:

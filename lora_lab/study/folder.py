@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from sqlalchemy.engine import make_url
 
@@ -64,9 +65,10 @@ class SweepFolder:
     def store_execution(self, execution: Execution, name: str) -> None:
         """Write ``execution.json``: how to find the study again, for the verbs that are given only its folder.
 
-        Nobody's password is written: it is left out of the storage's URL.
+        Nobody's password is written: it is left out of the URLs of the storage and of the MLflow server.
         """
         tree = to_tree(execution) | {"storage": _without_password(execution.storage), "study": name}
+        tree["tracking"]["uri"] = _without_userinfo(execution.tracking.uri)
         path = self.path / "execution.json"
         if not path.exists() or read_json(path) != tree:
             write_json(path, tree)
@@ -151,4 +153,13 @@ def _without_password(url: str | None) -> str | None:
     if url is None:
         return None
     parsed = make_url(url)
-    return parsed.set(password=None).render_as_string(hide_password=False)
+    secret = [name for name in parsed.query if "password" in name]
+    return parsed.set(password=None).difference_update_query(secret).render_as_string(hide_password=False)
+
+
+def _without_userinfo(uri: str | None) -> str | None:
+    """A server's URI less user and password, which MLflow takes from MLFLOW_TRACKING_USERNAME and _PASSWORD as well."""
+    parts = urlsplit(uri or "")
+    if uri is None or parts.username is None or parts.scheme not in ("http", "https"):
+        return uri
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))

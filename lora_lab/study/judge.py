@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import optuna
 from optuna.pruners import BasePruner, WilcoxonPruner
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from lora_lab.spec import Outcome, Sweep, Verdict
+from lora_lab.spec import Outcome, Point, RunResult, Sweep, Verdict, run_id
+from lora_lab.study.population import Accepts, Copy, Population
 from lora_lab.study.pruners import judged, pruner_of
 from lora_lab.study.rungs import Rungs
 from lora_lab.study.state import State
@@ -42,7 +44,8 @@ class Judge:
         self._sweep, self._state, self._study = sweep, state, study
         pruner = pruner_of(sweep, allow_code=allow_code)
         self.rungs = pruner if isinstance(pruner, Rungs) else None
-        self._pruner: BasePruner | None = None if isinstance(pruner, Rungs) else pruner
+        self.population = pruner if isinstance(pruner, Population) else None
+        self._pruner: BasePruner | None = pruner if isinstance(pruner, BasePruner) else None
         objective = judged(sweep)
         self._sign = objective.sign if objective else 1
 
@@ -61,8 +64,10 @@ class Judge:
             return Verdict.CONTINUE
         if trial.pruned_at is not None:
             return Verdict.STOP
-        if self.rungs is not None:
-            return self._at_rung(self.rungs, number, step, do)
+        if number in self._state.replaced:
+            return Verdict.STOP
+        if self.rungs is not None or self.population is not None:
+            return self._at_rung(number, step, do)
         here = trial.losses.get(step, {})
         if isinstance(self._pruner, WilcoxonPruner):
             bad = self._worse_by_seeds(self._pruner, number, step)
@@ -113,11 +118,20 @@ class Judge:
 
     # Rungs
 
-    def _at_rung(self, rungs: Rungs, number: int, step: int, do: Do) -> Verdict:
+    def _level(self, number: int) -> int:
+        """The step at which a trial is judged next."""
+        done = self._state.steps_of(number).rungs
+        if self.rungs is not None:
+            return self.rungs.level(number, len(done))
+        assert self.population is not None
+        origin = self._state.trials[number].origin
+        return self.population.level(done[-1][0] if done else origin[1] if origin else 0)
+
+    def _at_rung(self, number: int, step: int, do: Do) -> Verdict:
         trial, steps = self._state.trials[number], self._state.steps_of(number)
         if steps.paused_at is not None:
             return Verdict.PAUSE if step <= steps.paused_at else Verdict.CONTINUE
-        level = rungs.level(number, len(steps.rungs))
+        level = self._level(number)
         if step < level:
             return Verdict.CONTINUE
         there = [
@@ -135,7 +149,45 @@ class Judge:
 
     def promotable(self) -> list[int]:
         """The paused trials that may go on now, the best first."""
+        if self.population is not None:
+            steps, unbegun = self._state.steps, self._state.unbegun
+            return [n for n in steps if steps[n].bred and n not in self._state.replaced and not unbegun.get(n)]
         return [] if self.rungs is None else self.rungs.promotable(self._state.steps, self._rank)
+
+    # Populations
+
+    def breed(self, points: Callable[[int], Point], accepts: Accepts) -> tuple[list[int], list[Copy]] | None:
+        """The members of the population and their copies, once all who live are paused; ``None`` before.
+
+        ``points`` gives a trial's point. A trial of which a run has ended other than COMPLETED is dead.
+        """
+        if self.population is None:
+            return None
+        state, alive, dead = self._state, list[int](), list[int]()
+        for number, trial in state.trials.items():
+            if trial.seed is not None or trial.refused is not None or number in state.replaced:
+                continue
+            ends = [r.outcome for s in state.seeds_of(trial) if (r := state.results.get(run_id(number, s))) is not None]
+            if any(outcome is not Outcome.COMPLETED for outcome in ends):
+                dead.append(number)
+            elif len(ends) < len(state.seeds_of(trial)):
+                alive.append(number)
+        steps = {number: state.steps_of(number) for number in alive}
+        if not alive or any(step.paused_at is None or step.bred for step in steps.values()):
+            return None
+        alive.sort(key=lambda number: (self._sign * steps[number].rungs[-1][1], number))
+        around = {number: points(number) for number in alive}
+        return alive, self.population.copies(self._sweep, around, dead, state.asked, accepts)
+
+    def displaced(self) -> list[RunResult]:
+        """What settles the paused runs of replaced trials."""
+        state, found = self._state, list[RunResult]()
+        for lost, by in state.replaced.items():
+            for result in state.steps_of(lost).kept.values():
+                of, step = state.trials[by].origin or (0, 0)
+                why = f"replaced at step {step} by trial {by}, which goes on from trial {of}"
+                found.append(replace(result, message=why))
+        return found
 
     def last_chance(self) -> int | None:
         """The trial to be promoted though it is not good enough, because none would be trained to its end."""

@@ -29,7 +29,7 @@ class Keeper:
     ) -> None:
         """``heard`` is called after each look at the log."""
         self._session, self._mirror, self._name, self._heard = session, mirror, name, heard
-        self._pause = min(LOOK_SECONDS, lease_seconds / BEATS_A_LEASE)
+        self._lease = lease_seconds
         self._watch = Watch()
         self._worker = ""
         self._stopped = threading.Event()
@@ -57,6 +57,12 @@ class Keeper:
             log.warning("Optuna's storage has not got all trials, the next start copies them: %s", error)
         finally:
             self._mirror.close()
+
+    @property
+    def _pause(self) -> float:
+        """Seconds until the next look: as often as the shortest lease is renewed, or :class:`Watch` learns nothing."""
+        leases = [worker.lease for worker in list(self._session.state.workers.values())]
+        return min([LOOK_SECONDS, *(lease / BEATS_A_LEASE for lease in [self._lease, *leases])])
 
     def _keep(self) -> None:
         while not self._stopped.wait(self._pause):

@@ -39,9 +39,10 @@ def new_name() -> str:
     return f"{host}-{os.getpid()}-{secrets.token_hex(3)}"
 
 
-def this_process() -> dict[str, Any]:
-    """What identifies this process among those of all machines."""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "born": _born(os.getpid()), **_machine()}
+def this_process(pid: int | None = None) -> dict[str, Any]:
+    """What identifies this process, or the one of this machine with ``pid``, among those of all machines."""
+    pid = os.getpid() if pid is None else pid
+    return {"host": socket.gethostname(), "pid": pid, "born": _born(pid), **_machine()}
 
 
 def is_gone(process: dict[str, Any]) -> bool:

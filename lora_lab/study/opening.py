@@ -17,6 +17,7 @@ from lora_lab.study.imports import taken_over
 from lora_lab.study.log import Log, Unreachable
 from lora_lab.study.mirror import Mirror
 from lora_lab.study.parameters import decode, encode, whole
+from lora_lab.study.population import POPULATION
 from lora_lab.study.pruners import pruner_of
 from lora_lab.study.samplers import sampler_of
 from lora_lab.study.session import Session
@@ -166,6 +167,11 @@ def _begin(
     if session.state.sweep is not None:  # another worker was faster
         _go_on(session, sweep, folder, {})
         return
+    if sweep.pruner.name == POPULATION and (trials or results):
+        raise SweepFolderError(
+            f"{folder.path}: the study's log is gone, and with it who of the population goes on from whom. The results "
+            "are in runs/*/result.json; begin again under another sweep.name."
+        )
     _say_sweep(session, sweep, folder)
     if sweep.imports:
         imported = taken_over(sweep, folder.path)
@@ -189,6 +195,12 @@ def _begin(
 def _go_on(session: Session, sweep: Sweep, folder: SweepFolder, results: Mapping[str, RunResult]) -> None:
     state = session.state
     assert state.sweep is not None
+    before = state.sweep["planned_trials"]
+    if sweep.pruner.name == POPULATION and (before != sweep.planned_trials or len(state.seeds) != sweep.repeats):
+        raise SweepFolderError(
+            f"{folder.path}: a population stays as large as it was begun ({before} trials, {len(state.seeds)} seeds). "
+            "Give the same sweep.trials and sweep.repeats, or begin another with sweep.name."
+        )
     if state.sweep != {**sweep.to_tree(), "key": sweep.key} or state.seeds != sweep.seeds:
         _say_sweep(session, sweep, folder)
     if state.halted is not None:

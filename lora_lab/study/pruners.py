@@ -1,4 +1,4 @@
-"""Pruners by name: one line each in :data:`PRUNERS`; those that pause and promote are in ``rungs``."""
+"""Pruners by name: one line each in :data:`PRUNERS`; those that pause are in ``rungs`` and ``population``."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from lora_lab.errors import SpecError, nearest
 from lora_lab.spec import Objective, Strategy, Sweep, pairs, thaw
 from lora_lab.spec.objective import JUDGED
 from lora_lab.study.made import made, options_of
+from lora_lab.study.population import POPULATION, Population, population_of
 from lora_lab.study.rungs import RUNG_PRUNERS, Rungs
 from lora_lab.study.targets import TARGET, pruner_target
 
@@ -47,14 +48,14 @@ PRUNERS: Mapping[str, tuple[Callable[..., BasePruner], tuple[str, ...]]] = {
 """By name: what makes it, and its options (Optuna's own, but for ``wrapped``)."""
 
 
-def pruner_of(sweep: Sweep, *, allow_code: bool = False) -> BasePruner | Rungs | None:
+def pruner_of(sweep: Sweep, *, allow_code: bool = False) -> BasePruner | Rungs | Population | None:
     """The pruner of a sweep; ``None`` where every run trains to its end.
 
     Raises:
         SpecError: an unknown pruner or option, a value that it refuses, or an objective it cannot judge.
     """
     name = sweep.pruner.name
-    known = (*PRUNERS, *RUNG_PRUNERS, TARGET)
+    known = (*PRUNERS, *RUNG_PRUNERS, POPULATION, TARGET)
     if name not in known:
         raise SpecError(f"sweep.pruner: unknown pruner {name!r}{nearest(name, known)} Known: {', '.join(known)}.")
     if name == "none":
@@ -69,6 +70,8 @@ def pruner_of(sweep: Sweep, *, allow_code: bool = False) -> BasePruner | Rungs |
         raise SpecError("sweep.pruner=wilcoxon compares trials seed by seed; give sweep.repeats=5, say.")
     if name in RUNG_PRUNERS:
         return RUNG_PRUNERS[name](sweep)
+    if name == POPULATION:
+        return population_of(sweep)
     if name == TARGET:
         return pruner_target(thaw(sweep.pruner.options), allow_code)
     return _by_name(sweep.pruner)

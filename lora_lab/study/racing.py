@@ -56,6 +56,6 @@ def contenders(values: Mapping[int, Sequence[float]], objective: Objective) -> l
 
 def _values(results: Sequence[RunResult], objective: Objective) -> list[float]:
     """The objective of each run; empty where one is missing, so that the trial does not race."""
-    found = [getattr(r, objective.metric) for r in results if r.outcome is Outcome.COMPLETED]
+    found = [r.measured(objective.metric) for r in results if r.outcome is Outcome.COMPLETED]
     usable = [float(v) for v in found if v is not None and math.isfinite(v)]
     return usable if len(usable) == len(results) else []

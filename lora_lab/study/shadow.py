@@ -30,6 +30,8 @@ from lora_lab.study.view import PAUSED_ATTR
 
 PRUNED_ATTR = "lora_lab.pruned_at"
 REFUSED_ATTR = "lora_lab.refused"
+ORIGIN_ATTR = "lora_lab.origin"
+"""Of a copy in a population: the trial it goes on from, and the step."""
 SEEN = 300
 """Finished trials that TPE looks at, at most."""
 BEST = 50
@@ -111,6 +113,11 @@ class Shadow:
                 self._set(event["trial"], user={PAUSED_ATTR: event["step"]})
             case "promote":
                 self._set(event["trial"], user={PAUSED_ATTR: None})
+            case "breed":
+                for copy in event["copies"]:
+                    self._ask(copy)
+                    of, step = self._state.trials[copy["trial"]].origin or (0, 0)
+                    self._set(copy["trial"], user={ORIGIN_ATTR: [of, step]})
             case "import":
                 self.study.sampler = sampler_of(self.sweep, allow_code=self._allow_code, head=self._state.imported)
             case "settle" | "sweep":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lora_lab.spec import Outcome
+from lora_lab.spec import FIRST_BRANCH, Outcome
 from lora_lab.study.state import State
 
 
@@ -12,7 +12,9 @@ from lora_lab.study.state import State
 class Standing:
     """``refused`` holds the reason by trial; ``shared`` the runs that got an equal run's result, with that run;
     ``waiting`` the trials that are paused at a rung; ``planned_runs`` leaves refused trials out and has the further
-    seeds of contenders in. ``stopped`` says which stop rule holds.
+    seeds of contenders in. ``stopped`` says which stop rule holds. ``copies`` are the trials that a population bred,
+    each with the trial that it goes on from and the step. ``branches`` are the unsettled runs of ``extend`` and
+    ``clone``; they are no part of the numbers above.
     """
 
     planned_trials: int
@@ -21,17 +23,19 @@ class Standing:
     shared: dict[str, str]
     waiting: tuple[int, ...]
     stopped: str | None
+    copies: dict[int, tuple[int, int]]
+    branches: tuple[str, ...]
 
 
 def standing(state: State) -> Standing | None:
     """The standing of a study; ``None`` before its log has a sweep."""
     if state.sweep is None:
         return None
-    planned = state.sweep.get("planned_trials", state.sweep["trials"] or 0) + len(state.imported)
+    planned = state.sweep.get("planned_trials", state.sweep["trials"] or 0) + len(state.imported) + state.copies
     unasked = 0 if state.stopped is not None else max(0, planned - state.asked)
-    trials = [trial for trial in state.trials.values() if trial.refused is None]
+    trials = [trial for trial in state.trials.values() if trial.refused is None and trial.seed is None]
     wanted = {(t.number, seed) for t in trials for seed in state.seeds_of(t)}
-    wanted |= {(result.trial, result.seed) for result in state.results.values()}
+    wanted |= {(result.trial, result.seed) for result in state.results.values() if result.trial < FIRST_BRANCH}
     return Standing(
         planned_trials=state.asked + unasked,
         planned_runs=len(wanted) + unasked * len(state.seeds),
@@ -39,6 +43,8 @@ def standing(state: State) -> Standing | None:
         shared=_shared(state),
         waiting=tuple(sorted(n for n, steps in state.steps.items() if steps.kept)),
         stopped=state.stopped,
+        copies={t.number: t.origin for t in state.trials.values() if t.origin is not None},
+        branches=tuple(r.id for r in state.runs.values() if r.trial >= FIRST_BRANCH and r.result is None),
     )
 
 

@@ -68,8 +68,6 @@ OPS = frozenset(
         *COURSE_OPS,
     ]
 )
-FIRST_BRANCH = 100_000
-"""Branches are numbered from here, beside the sampler's trials."""
 
 
 class Cause(StrEnum):
@@ -86,7 +84,8 @@ class Cause(StrEnum):
 class TrialState:
     """One trial. ``losses`` holds, by step, the loss that each seed reported.
 
-    A branch has a ``parent`` run, settings of its own and one ``seed``.
+    A branch has a ``parent`` run, settings of its own and one ``seed``. A copy in a population has an ``origin``:
+    another trial, and the step of it at which it begins.
     """
 
     number: int
@@ -96,6 +95,7 @@ class TrialState:
     parent: str | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
     seed: int | None = None
+    origin: tuple[int, int] | None = None
     losses: dict[int, dict[int, float]] = field(default_factory=dict)
 
 
@@ -268,6 +268,26 @@ class State(Course):
         self.runs[run.id] = run
         heapq.heappush(self._queue, (number, seed))
 
+    def _breed(self, event: Event) -> None:
+        for number in event["members"]:
+            self.steps_of(number).bred = True
+        for copy in event["copies"]:
+            paused_at = self.steps_of(copy["of"]).paused_at
+            assert paused_at is not None
+            trial = TrialState(copy["trial"], copy["params"], origin=(copy["of"], paused_at))
+            self.trials[trial.number] = trial
+            self.asked += 1
+            self.copies += 1
+            self._add_runs(trial)
+            self.replaced[copy["lost"]] = trial.number
+            self.unbegun.setdefault(copy["of"], set()).update(run_id(trial.number, seed) for seed in self.seeds)
+
+    def _begun(self, run: RunState) -> None:
+        """A copy has its origin's checkpoint, or will not need it any more."""
+        origin = self.trials[run.trial].origin
+        if origin is not None:
+            self.unbegun.get(origin[0], set()).discard(run.id)
+
     def _add_runs(self, trial: TrialState) -> None:
         if trial.refused is not None:
             return
@@ -309,6 +329,7 @@ class State(Course):
     def _promote(self, event: Event) -> None:
         steps = self.steps_of(event["trial"])
         steps.paused_at = None
+        steps.bred = False
         for seed in steps.kept:
             heapq.heappush(self._queue, (event["trial"], seed))
         steps.kept.clear()
@@ -332,6 +353,7 @@ class State(Course):
         run = self.runs[result.run]
         run.result = self.results[run.id] = result
         run.order = None
+        self._begun(run)
         if run.trial in self.steps:
             self.steps[run.trial].kept.pop(run.seed, None)
         self._free(run)
@@ -371,6 +393,7 @@ class State(Course):
     def _saved(self, event: Event) -> None:
         run = self.runs[event["run"]]
         run.saved = event["step"]
+        self._begun(run)
         if run.order == "save":
             run.order = None
         self._release(run.id, ("saved",))

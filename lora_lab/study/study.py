@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -18,8 +17,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from lora_lab.errors import BadInput, LoraLabError
+from lora_lab.errors import LoraLabError
 from lora_lab.spec import (
+    FIRST_BRANCH,
     SETTLED,
     EvalMetrics,
     Execution,
@@ -29,27 +29,25 @@ from lora_lab.spec import (
     Outcome,
     RunResult,
     RunSpec,
-    Stop,
     Sweep,
     Verdict,
     pairs,
-    violated,
+    run_id,
 )
 from lora_lab.spec.prefix import staged
 from lora_lab.study import opening, rules
-from lora_lab.study.branches import branch_key, branch_point, branch_spec
+from lora_lab.study.branches import branch_key, branch_point, branch_spec, key_of, spec_of
 from lora_lab.study.folder import SweepFolder
-from lora_lab.study.judge import COSTS
 from lora_lab.study.keeper import Keeper
 from lora_lab.study.lease import Lease, new_name, this_process
 from lora_lab.study.log import Unreachable
 from lora_lab.study.mirror import Mirror
 from lora_lab.study.parameters import decode
-from lora_lab.study.racing import further_seeds
+from lora_lab.study.population import another_optimizer
 from lora_lab.study.session import Session
 from lora_lab.study.stages import Stages
-from lora_lab.study.state import SHARED, Cause, RunState, State, TrialState, failure
-from lora_lab.study.stopping import reason_to_stop
+from lora_lab.study.state import SHARED, Cause, RunState, TrialState, failure
+from lora_lab.study.steering import Hopeless, Steering
 from lora_lab.study.verdict import front, value_of
 
 log = logging.getLogger(__name__)
@@ -60,9 +58,10 @@ class Run:
     """One training to do: trial number, seed, the trial's point and the spec made of them.
 
     ``key`` is the experiment's. ``alone``: it must not share its pack. ``halvings``: how often its micro-batch is to
-    be halved. ``parent``: the run from whose checkpoint it begins, with ``fresh_optimizer`` without its optimizer's
-    state. ``stage``: the run whose beginning is its own too, and from whose stem it goes on; ``stem``: others may do so
-    with its own. ``attempt`` counts from 1. ``claim`` is what entitles its holder to settle it.
+    be halved. ``parent``: the run from whose checkpoint it begins (at ``parent_step``, where that is settled), with
+    ``fresh_optimizer`` without its optimizer's state. ``stage``: the run whose beginning is its own too, and from whose
+    stem it goes on; ``stem``: others may do so with its own. ``attempt`` counts from 1. ``claim`` is what entitles its
+    holder to settle it.
     """
 
     trial: int
@@ -72,6 +71,7 @@ class Run:
     spec: RunSpec
     key: str = ""
     parent: str | None = None
+    parent_step: int | None = field(default=None, compare=False)
     fresh_optimizer: bool = field(default=False, compare=False)
     alone: bool = field(default=False, compare=False)
     halvings: int = field(default=0, compare=False)
@@ -114,10 +114,10 @@ class Study:
         name: str,
         launcher: LauncherSpec,
         figures: Figures | None = None,
+        hopeless: Hopeless | None = None,
     ) -> None:
         """Use :meth:`open`."""
-        self._figures = figures
-        self._opened = time.time()
+        self._steering = Steering(sweep, session, figures, hopeless)
         self._stages = Stages(lambda: session.state, lambda run: self._run(run).spec) if staged(sweep) else None
         self.sweep = sweep
         self.folder = folder.path
@@ -134,12 +134,15 @@ class Study:
         self._keeper = Keeper(session, mirror, name, launcher.lease_seconds, self._look)
 
     @staticmethod
-    def open(sweep: Sweep, execution: Execution, figures: Figures | None = None) -> Study:
+    def open(
+        sweep: Sweep, execution: Execution, figures: Figures | None = None, hopeless: Hopeless | None = None
+    ) -> Study:
         """Create the study of ``sweep`` in ``execution.folder``, or go on with it, beside whoever works on it.
 
         ``sweep.trials`` and ``sweep.repeats`` may be other than last time; everything else must be the same.
         A sweep that was cancelled, or stopped after equal failures, goes on. ``figures`` predicts what constraints
-        (and pruners, with several objectives) want to know of a run.
+        (and pruners, with several objectives) want to know of a run; ``hopeless`` says why one cannot be trained here,
+        and so is refused.
 
         Raises:
             SpecError: the sampler, the pruner or one of their options is unknown.
@@ -148,7 +151,7 @@ class Study:
             StorageError: the storage cannot be reached or read.
             CheckpointError: a ``result.json`` is torn and the log has no copy of it.
         """
-        return Study(*opening.open_study(sweep, execution), execution.launcher, figures)
+        return Study(*opening.open_study(sweep, execution), execution.launcher, figures, hopeless)
 
     @staticmethod
     def join(
@@ -157,6 +160,7 @@ class Study:
         name: str | None,
         launcher: LauncherSpec,
         figures: Figures | None = None,
+        hopeless: Hopeless | None = None,
         *,
         allow_code: bool = False,
     ) -> Study:
@@ -166,7 +170,7 @@ class Study:
             SweepFolderError: there is none, or the folder cannot be written.
             StorageError: the storage cannot be reached or read.
         """
-        return Study(*opening.join_study(folder, storage, name, allow_code), launcher, figures)
+        return Study(*opening.join_study(folder, storage, name, allow_code), launcher, figures, hopeless)
 
     def close(self) -> None:
         """End as a worker: what it holds goes back into the queue. Nothing else is pending: every call is durable."""
@@ -216,7 +220,9 @@ class Study:
         """True while there may be something to do later: runs are with other workers, or due to be looked at."""
         self._refresh()
         state = self._session.state
-        return state.halted is None and (self._left() > 0 or self._unasked() > 0 or bool(self._round()))
+        return state.halted is None and (
+            self._steering.left() > 0 or self._steering.unasked() > 0 or bool(self._steering.round())
+        )
 
     def put_back(self, run: Run) -> None:
         """``run`` was interrupted: it is handed out again later, in its old place."""
@@ -246,7 +252,9 @@ class Study:
         A trial's value at a step is the mean over its runs, known once all of them have reported that step.
         The untrained model (step 0), branches, and losses that are not finite are not judged.
         """
-        if self.sweep.pruner.name == "none" or metrics.step <= 0 or not math.isfinite(metrics.loss) or run.parent:
+        if self.sweep.pruner.name == "none" or run.trial >= FIRST_BRANCH:
+            return Verdict.CONTINUE
+        if metrics.step <= 0 or not math.isfinite(metrics.loss):
             return Verdict.CONTINUE
         return self._session.transact(lambda: self._report(run, metrics))
 
@@ -302,15 +310,15 @@ class Study:
             self._refresh()
             state = self._session.state
             refused = sum(trial.refused is not None for trial in state.trials.values())
-            planned = state.asked + self._unasked()
+            planned = state.asked + self._steering.unasked()
             wanted = sum(len(state.seeds_of(trial)) for trial in state.trials.values())
             extra = sum(result.seed not in state.seeds_of(state.trials[result.trial]) for result in self.results())
-            unasked = self._unasked() * self.sweep.repeats
+            unasked = self._steering.unasked() * self.sweep.repeats
             return Counts(
                 trials=state.asked,
                 planned_trials=planned,
                 runs=len(state.results),
-                planned_runs=wanted + extra + unasked + len(self._round()),
+                planned_runs=wanted + extra + unasked + len(self._steering.round()),
                 by_outcome=dict(Counter(str(result.outcome) for result in self.results())),
                 running=state.held(),
                 refused=refused,
@@ -359,82 +367,8 @@ class Study:
                         continue
                     if (run := self._try(waiting, worker, settled)) is not None:
                         return run, settled
-            if not self._steer(settled):
+            if not self._steering.steer(settled):
                 return None, settled
-
-    def _steer(self, settled: list[RunResult]) -> bool:
-        """Make something to do: promote a trial, ask a new one, or at the end repeat contenders; ``False``: nothing.
-
-        The results that settle runs which stay paused for good are added to ``settled``.
-        """
-        session, state = self._session, self._session.state
-        if state.stopped is None and (why := self._reason_to_stop()) is not None:
-            session.do("stop", message=why)
-        judge = session.shadow.judge
-        if state.stopped is None and (promoted := judge.promotable()):
-            session.do("promote", trial=promoted[0])
-            return True
-        if self._unasked() > 0:
-            self._ask()
-            return True
-        if state.held() > 0:
-            return False
-        if state.stopped is None:
-            if (chance := judge.last_chance()) is not None:
-                session.do("promote", trial=chance)
-                return True
-            further = self._round()
-            for number, seed in further.items():
-                session.do("seed", trial=number, seed=seed)
-            if further:
-                return True
-        left = [result for steps in state.steps.values() for result in steps.kept.values()]
-        for result in left:
-            session.do("settle", run=result.run, result=result.to_tree())
-        settled += left
-        return bool(left)
-
-    def _ask(self) -> None:
-        """Draw a trial; refuse it where no run accepts its point, or a constraint does not hold."""
-        event = self._session.shadow.draw()
-        try:
-            spec = self.sweep.spec_of(decode(self.sweep.space, event["params"]), self._session.state.seeds[0])
-            event["refused"] = violated(self.sweep.constraints, spec, self._figures)
-            if event["refused"] is None and self._session.shadow.judge.needs_costs and self._figures is not None:
-                figures = self._figures
-                wanted = {o.metric: COSTS[o.metric] for o in self.sweep.targets if o.metric in COSTS}
-                event["costs"] = {metric: figures(spec, figure) for metric, figure in wanted.items()}
-        except BadInput as error:
-            event["refused"] = str(error)
-        if event["refused"] is not None:
-            log.warning("trial %d is refused: %s", event["trial"], event["refused"])
-        self._session.do("ask", **event)
-
-    def _left(self) -> int:
-        """How many runs are not settled, of the trials that were asked."""
-        return len(self._session.state.runs) - len(self._session.state.results)
-
-    def _round(self) -> dict[int, int]:
-        """The next seeds of the contenders, by trial, once all else is settled."""
-        state = self._session.state
-        if self.sweep.max_repeats is None or state.stopped is not None or self._left() or self._unasked():
-            return {}
-        found = {n: results for n, t in state.trials.items() if t.seed is None and (results := state.so_far(n))}
-        return further_seeds(self.sweep, found)
-
-    def _unasked(self) -> int:
-        """How many trials are still to be asked."""
-        state = self._session.state
-        if state.stopped is not None:
-            return 0
-        return max(0, self.sweep.planned_trials + len(state.imported) - state.asked)
-
-    def _reason_to_stop(self) -> str | None:
-        if self.sweep.stop == Stop():
-            return None
-        state = self._session.state
-        trained = [r for r in state.results.values() if r.key not in state.taken and _original(state, r)]
-        return reason_to_stop(self.sweep, self._session.shadow.study, trained, self._opened)
 
     def _wants_more(self, worker: str) -> bool:
         """Towards the end, every worker holds its share of what is left and no more."""
@@ -443,7 +377,7 @@ class Study:
         workers = len(state.workers)
         if workers == 1 or mine == 0:
             return True
-        left = self._left() + self._unasked() * len(state.seeds)
+        left = self._steering.left() + self._steering.unasked() * len(state.seeds)
         return mine < math.ceil(left / workers)
 
     def _try(self, waiting: RunState, worker: str, settled: list[RunResult]) -> Run | None:
@@ -570,6 +504,12 @@ class Study:
             point = branch_point(state, self.sweep, trial)
             spec = branch_spec(state, self.sweep, trial)
             key = branch_key(state, self.sweep, trial)
+        parent, parent_step, fresh = trial.parent, None, any(path == "optimizer.name" for path in trial.overrides)
+        if trial.origin is not None:
+            of, parent_step = trial.origin
+            before = state.runs[run_id(of, run.seed)]
+            parent, key = before.id, key_of(state, self.sweep, run)
+            fresh = another_optimizer(spec_of(state, self.sweep, before), spec)
         return Run(
             run.trial,
             run.seed,
@@ -577,8 +517,9 @@ class Study:
             point,
             spec,
             key=key,
-            parent=trial.parent,
-            fresh_optimizer=any(path == "optimizer.name" for path in trial.overrides),
+            parent=parent,
+            parent_step=parent_step,
+            fresh_optimizer=fresh,
             alone=_alone(run),
             halvings=run.halvings,
         )
@@ -623,11 +564,6 @@ class Study:
 
 def _alone(run: RunState) -> bool:
     return run.alone or run.back[Cause.LOST] >= rules.LOST_ALONE
-
-
-def _original(state: State, result: RunResult) -> bool:
-    """Whether a result was trained under its own name, and is no copy of an equal run's."""
-    return state.by_key.get(result.key, result).run == result.run
 
 
 def _last_line(message: str | None) -> str:

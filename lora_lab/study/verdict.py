@@ -55,9 +55,8 @@ def verdict(
 
 def worst(seen: Iterable[RunResult], objective: Objective) -> float:
     """The worst finite objective among ``seen``, their base models' scores included."""
-    base = {"exact_match": "base_exact_match", "eval_loss": "base_eval_loss", "best_eval_loss": "base_eval_loss"}
-    beside = base.get(objective.metric, objective.metric)
-    values = [value for result in seen for value in (_completed(result, objective), getattr(result, beside))]
+    metric = objective.metric
+    values = [v for result in seen for v in (_completed(result, objective), result.measured(metric, base=True))]
     finite = [value for value in values if value is not None and math.isfinite(value)]
     if not finite:
         return WORST * objective.sign
@@ -85,5 +84,5 @@ def since_best(values: Sequence[float], objective: Objective) -> int:
 
 
 def _completed(result: RunResult, objective: Objective) -> float | None:
-    value: float | None = getattr(result, objective.metric)
+    value = result.measured(objective.metric)
     return value if result.outcome is Outcome.COMPLETED and value is not None and math.isfinite(value) else None

@@ -11,18 +11,27 @@ from typing import TYPE_CHECKING
 from lora_lab.lazy import names
 
 if TYPE_CHECKING:
+    from lora_lab.tracking.facts import DataFacts, Facts, read_facts
     from lora_lab.tracking.reader import read_store
+    from lora_lab.tracking.record import origin
+    from lora_lab.tracking.routes import Links, links
     from lora_lab.tracking.spool import Spool
     from lora_lab.tracking.store import check, redact, resolve_uri, ui_command
     from lora_lab.tracking.tracker import Lag, Tracker, Untracked, open_tracker
 
 __all__ = [
+    "DataFacts",
+    "Facts",
     "Lag",
+    "Links",
     "Spool",
     "Tracker",
     "Untracked",
     "check",
+    "links",
     "open_tracker",
+    "origin",
+    "read_facts",
     "read_store",
     "redact",
     "resolve_uri",
@@ -32,12 +41,18 @@ __all__ = [
 __getattr__ = names(
     __name__,
     {
+        "DataFacts": "facts",
+        "Facts": "facts",
         "Lag": "tracker",
+        "Links": "routes",
         "Spool": "spool",
         "Tracker": "tracker",
         "Untracked": "tracker",
         "check": "store",
+        "links": "routes",
         "open_tracker": "tracker",
+        "origin": "record",
+        "read_facts": "facts",
         "read_store": "reader",
         "redact": "store",
         "resolve_uri": "store",

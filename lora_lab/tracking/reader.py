@@ -7,7 +7,6 @@ MLflow was told parameters as text with six significant digits, so a sampled lea
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import fields
@@ -16,13 +15,14 @@ from typing import Any
 
 from lora_lab.errors import StorageError, nearest
 from lora_lab.spec import ROLES, Choices, Domain, IntRange, Masks, RunResult, Space, show, thaw
+from lora_lab.tracking.experiment import connect
 from lora_lab.tracking.record import SERIES
 from lora_lab.tracking.store import redact
-from lora_lab.tracking.uploader import connect
 
 PAGE = 1000
 """Runs that one search gives."""
-WHOLE = ("best_step", "steps", "tokens", "trainable_parameters", "total_parameters", "lane_bytes", "peak_bytes")
+SIZES = ("lane_bytes", "peak_bytes", "predicted_bytes", "training_bytes")
+WHOLE = ("best_step", "steps", "tokens", "trainable_parameters", "total_parameters", *SIZES)
 
 
 def read_store(sweep: str, uri: str, experiment: str | None = None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -70,7 +70,6 @@ def _search(client: Any, experiments: list[str], condition: str) -> list[Any]:
 
 
 def _sweep_tree(client: Any, parent: Any) -> dict[str, Any]:
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     with tempfile.TemporaryDirectory() as folder:
         try:
             path = client.download_artifacts(parent.info.run_id, "sweep.json", folder)
@@ -95,7 +94,9 @@ def _result(data: Any, space: Space, info: Any) -> dict[str, Any]:
         "outcome": tags["outcome"],
         "point": point,
         "message": tags.get("message"),
-        "scores": {name.removeprefix("score."): v for name, v in metrics.items() if name.startswith("score.")},
+        "attempts": int(tags.get("attempts", 1)),
+        "scores": _scores("score.", metrics),
+        "base_scores": _scores("base_score.", metrics),
         "started": info.start_time / 1000,
         "ended": info.end_time / 1000 if info.end_time else None,
     }
@@ -104,6 +105,10 @@ def _result(data: Any, space: Space, info: Any) -> dict[str, Any]:
         if field.name not in tree and value is not None:
             tree[field.name] = int(value) if field.name in WHOLE else value
     return tree
+
+
+def _scores(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
 
 
 def _value(domain: Domain, path: str, params: Mapping[str, str]) -> Any:

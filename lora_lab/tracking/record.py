@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lora_lab.spec import ROLES, Outcome, RunResult, RunSpec, Sweep, show, to_tree
+from lora_lab.tracking.facts import Facts
 from lora_lab.tracking.store import redact
 
 PACKAGES = ("lora_lab", "torch", "transformers", "peft", "optuna", "mlflow")
@@ -18,6 +19,15 @@ STATUS: Mapping[Outcome, str] = {Outcome.COMPLETED: "FINISHED", Outcome.PRUNED: 
 """MLflow's status of an outcome; the others are FAILED. The tag ``outcome`` keeps them apart."""
 SERIES = ("train_loss", "lr", "grad_norm", "tokens_per_second", "epoch", "eval_loss", "eval_accuracy")
 """Metrics with a value at many steps."""
+AXIS = "axis."
+"""Begins the names of searched settings and of objectives a second time, so that they come first.
+
+MLflow's compare page shows the first three parameters, by name, in which runs differ, and the first metric that all
+have. Under their own names these would be what follows from an axis (``method.alpha`` where ``r`` is searched), or the
+first of many metrics.
+"""
+PREDICTED, MEASURED = "memory.predicted.", "memory.measured."
+"""Begin the names of bytes by part: what the planner says of the run alone, and what was found while it trained."""
 TEXT_LIMIT = 5000
 """Characters of a parameter or tag; MLflow takes 6,000 and 8,000."""
 
@@ -32,6 +42,17 @@ def run_params(spec: RunSpec) -> dict[str, str]:
     for role in ROLES:
         params[f"method.roles.{role}"] = str(role in method.mask)
     return params
+
+
+def axis_params(sweep: Sweep, params: Mapping[str, str]) -> dict[str, str]:
+    """The searched settings among a run's ``params``, named to come first; roles as 0 and 1, which can be plotted."""
+    axes: dict[str, str] = {}
+    for path in sweep.space.paths:
+        if path == "method.roles":
+            axes |= {f"{AXIS}{path}.{role}": str(int(params[f"{path}.{role}"] == "True")) for role in ROLES}
+        elif path in params:
+            axes[f"{AXIS}{path}"] = params[path]
+    return axes
 
 
 def sweep_params(sweep: Sweep) -> dict[str, str]:
@@ -60,7 +81,8 @@ def sweep_params(sweep: Sweep) -> dict[str, str]:
 def step_metrics(record: Mapping[str, Any]) -> dict[str, float]:
     """The metrics of a ``step`` or ``evaluation`` line of a spool; of other lines none."""
     if record["kind"] == "evaluation":
-        return {"eval_loss": record["loss"], "eval_accuracy": record["accuracy"]}
+        scores = {f"score.{name}": value for name, value in record.get("scores", {}).items()}
+        return {"eval_loss": record["loss"], "eval_accuracy": record["accuracy"], **scores}
     if record["kind"] != "step":
         return {}
     metrics = {"train_loss": record["loss"]} | {name: record[name] for name in ("lr", "grad_norm", "epoch")}
@@ -73,16 +95,40 @@ def final_metrics(result: RunResult) -> dict[str, float]:
     """Every number of a result but its identity; those that are also series stand as ``final_…`` too."""
     metrics: dict[str, float] = {}
     for name, value in vars(result).items():
-        if name in ("trial", "seed", "started", "ended"):
+        if name in ("trial", "seed", "attempts", "started", "ended"):
             continue
         if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
             metrics[name] = float(value)
             if name in SERIES:
                 metrics[f"final_{name}"] = float(value)
-    for name, value in result.scores:
-        if isinstance(value, (int, float)) and math.isfinite(value):
-            metrics[f"score.{name}"] = float(value)
+    for prefix, scores in (("score", result.scores), ("base_score", result.base_scores)):
+        for name, value in scores:
+            if isinstance(value, (int, float)) and math.isfinite(value):
+                metrics[f"{prefix}.{name}"] = float(value)
     return metrics
+
+
+def axis_metrics(sweep: Sweep, metrics: Mapping[str, float]) -> dict[str, float]:
+    """What the sweep optimises, among a run's final ``metrics``, named to come first."""
+    wanted = [objective.metric for objective in sweep.objectives or (sweep.objective,)]
+    found = {name: metrics.get(name, metrics.get(f"score.{name}")) for name in wanted}
+    return {f"{AXIS}{name}": value for name, value in found.items() if value is not None}
+
+
+def memory_metrics(predicted: Mapping[str, int], measured: Mapping[str, int]) -> dict[str, float]:
+    """Bytes by part, as planned for the run alone and as measured."""
+    planned = {f"{PREDICTED}{part}_bytes": float(size) for part, size in predicted.items()}
+    return planned | {f"{MEASURED}{part}_bytes": float(size) for part, size in measured.items()}
+
+
+def score_errors(result: RunResult, spec: RunSpec, facts: Facts) -> dict[str, float]:
+    """The standard error of ``exact_match``, a share of so many prompts; other scores bring theirs with them."""
+    if result.exact_match is None or facts.data is None:
+        return {}
+    prompts = min(facts.data.evaluation, spec.evaluation.exact_match_size or facts.data.evaluation)
+    if prompts < 2:
+        return {}
+    return {"exact_match_stderr": math.sqrt(result.exact_match * (1 - result.exact_match) / (prompts - 1))}
 
 
 def sweep_tags(sweep: Sweep) -> dict[str, str]:
@@ -91,15 +137,21 @@ def sweep_tags(sweep: Sweep) -> dict[str, str]:
     return {"sweep": sweep.name, "lora_lab.kind": "sweep", "lora_lab.key": sweep.key, **lengths, **origin()}
 
 
-def run_tags(sweep: Sweep, run: str, trial: int, spec: RunSpec) -> dict[str, str]:
-    """The tags of a run, known when it starts."""
+def run_tags(sweep: Sweep, run: str, trial: int, spec: RunSpec, facts: Facts) -> dict[str, str]:
+    """The tags of a run, known when it starts: who it is, and where it trains."""
     identity = {"sweep": sweep.name, "trial": str(trial), "seed": str(spec.seed), "key": spec.key}
-    return {**identity, "lora_lab.kind": "run", "lora_lab.run": run, **origin()}
+    return {**identity, "lora_lab.kind": "run", "lora_lab.run": run, **fact_tags(facts)}
+
+
+def fact_tags(facts: Facts) -> dict[str, str]:
+    """Where a run trained; where it does not say, this process's origin."""
+    tags = {name: redact(value)[:TEXT_LIMIT] for name, value in facts.tags.items()} or origin()
+    return tags | ({"data_digest": facts.data.digest} if facts.data is not None else {})
 
 
 def result_tags(result: RunResult) -> dict[str, str]:
     """The tags that a result adds."""
-    tags = {"outcome": str(result.outcome)}
+    tags = {"outcome": str(result.outcome), "attempts": str(result.attempts)}
     if result.message:
         tags["message"] = redact(result.message)[:TEXT_LIMIT]
     return tags

@@ -112,7 +112,7 @@ class Spool:
     def evaluation(self, run: str, metrics: EvalMetrics) -> None:
         """Append an evaluation."""
         with self._lock:
-            self._append(run, "evaluation", vars(metrics))
+            self._append(run, "evaluation", to_tree(metrics))
 
     def ended(self, result: RunResult) -> None:
         """Append the outcome and close the run's file."""

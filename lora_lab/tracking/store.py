@@ -18,6 +18,12 @@ ANSWER_SECONDS = 3.0
 """How long a tracking server may take to answer when a sweep begins."""
 SQLITE = "sqlite:///"
 
+SHORTEST_SECRET = 6
+"""Characters below which a value is not looked for in texts: it would be found in innocent words."""
+
+_SECRET_NAME = re.compile(
+    r"(?:^|_)(?:token|password|passwd|secret|credentials?|access_key|api_key|apikey|auth|pat|key)(?:$|_)", re.IGNORECASE
+)
 _USER = re.compile(r"(?P<scheme>[a-zA-Z][\w+.-]*://)(?P<user>[^\s/@:]*):(?P<password>[^\s/]*)@")
 _TOKEN = re.compile(r"(?P<scheme>https?://)[^\s/@:]+@")
 _QUERY = re.compile(r"(?P<name>[?&;][\w.-]*(?:password|passwd|token|secret|key)[\w.-]*=)[^&;\s'\"]+", re.IGNORECASE)
@@ -35,9 +41,25 @@ def resolve_uri(spec: TrackingSpec) -> str:
 
 
 def redact(text: str) -> str:
-    """``text`` without the secrets in its URIs: ``user:password@``, ``https://token@``, ``?password=``, ``&token=``."""
+    """``text`` without the secrets in its URIs, and without the values of secret environment variables.
+
+    In URIs: ``user:password@``, ``https://token@``, ``?password=``, ``&token=``. In the environment: variables whose
+    names say so (``HF_TOKEN``, ``MLFLOW_TRACKING_PASSWORD``, ``AWS_SECRET_ACCESS_KEY``, …).
+    """
+    for secret in _secrets():
+        text = text.replace(secret, "***")
     text = _TOKEN.sub(r"\g<scheme>***@", _USER.sub(r"\g<scheme>\g<user>:***@", text))
     return _QUERY.sub(r"\g<name>***", text)
+
+
+def _secrets() -> list[str]:
+    """The values of secret environment variables, longest first; a path is the place of a secret, not one."""
+    found = {
+        value
+        for name, value in os.environ.items()
+        if len(value) >= SHORTEST_SECRET and _SECRET_NAME.search(name) and not value.startswith("/")
+    }
+    return sorted(found, key=len, reverse=True)
 
 
 def ui_command(uri: str) -> list[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -10,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from lora_lab.spec import Execution, Sweep
+from lora_lab.tracking.children import Predict
+from lora_lab.tracking.experiment import connect
 from lora_lab.tracking.store import redact, resolve_uri
-from lora_lab.tracking.uploader import OutOfTime, Uploader, connect
+from lora_lab.tracking.uploader import OutOfTime, Uploader
 
-POLL_SECONDS = 1.0
+POLL_SECONDS = 3.0
 """How often the folder is looked at."""
 LONGEST_WAIT = 30.0
 """Seconds between two tries when the store is away."""
@@ -45,28 +49,51 @@ class Tracker:
     pauses; what it missed is sent when it is back, or by the next start of the sweep.
     """
 
-    def __init__(self, folder: Path, sweep: Sweep, uri: str, experiment: str, *, connect: Any = connect) -> None:
-        """Nothing is contacted before :meth:`start`."""
+    def __init__(
+        self,
+        folder: Path,
+        sweep: Sweep,
+        uri: str,
+        experiment: str,
+        *,
+        connect: Any = connect,
+        predict: Predict | None = None,
+        niceness: int = 0,
+    ) -> None:
+        """Nothing is contacted before :meth:`start`. ``predict`` plans a run's memory, where that is wanted;
+        ``niceness`` is that of the thread that follows (on Linux), not of the sending at the end."""
         self.uri = uri
+        self._niceness = niceness
         self._deadline: float | None = None
         self._stop = threading.Event()
         self._error: str | None = None
-        self._uploader = Uploader(folder, sweep, uri, experiment, connect=connect, in_time=self._in_time)
-        self._thread = threading.Thread(target=self._run, name="lora-lab tracking", daemon=True)
+        self._uploader = Uploader(
+            folder, sweep, uri, experiment, connect=connect, in_time=self._in_time, predict=predict
+        )
+        self._thread = threading.Thread(target=self._follow, name="lora-lab tracking", daemon=True)
 
     def start(self) -> None:
         """Begin to follow the folder. Returns at once."""
         self._thread.start()
 
-    def close(self, timeout: float = 60.0) -> Lag:
+    def close(self, timeout: float = 60.0, best: str | None = None) -> Lag:
         """Send what is left, for ``timeout`` seconds at most, and say what is missing then.
 
-        A store that is away is tried once more and not waited for.
+        A store that is away is tried once more and not waited for. ``best`` is the run whose adapter is registered.
         """
-        self._deadline = time.monotonic() + timeout
+        end = time.monotonic() + timeout
         self._stop.set()
         if self._thread.ident is not None:
             self._thread.join(timeout)
+        if self._thread.is_alive():
+            self._error = self._error or "it does not answer"
+        else:
+            self._deadline = end
+            rest = threading.Thread(target=self._rest, args=(best,), name="lora-lab tracking, the rest", daemon=True)
+            rest.start()
+            rest.join(max(0.0, end - time.monotonic()))
+            if rest.is_alive():
+                self._error = self._error or "the time to send the rest was up"
         unsent = self._uploader.unsent()
         refused = self._uploader.refused
         error = self._error
@@ -76,34 +103,44 @@ class Tracker:
         return Lag(len(unsent) + len(refused), sum(unsent.values()), error)
 
     def _in_time(self) -> bool:
-        return self._deadline is None or time.monotonic() < self._deadline
+        if self._deadline is None:
+            return not self._stop.is_set()
+        return time.monotonic() < self._deadline
 
-    def _run(self) -> None:
-        wait, failures = POLL_SECONDS, 0
-        while True:
-            stopping = self._stop.is_set()
+    def _follow(self) -> None:
+        if self._niceness and sys.platform == "linux":  # where a thread has a niceness of its own
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._niceness)
+        wait = POLL_SECONDS
+        while not self._stop.wait(wait if self._error else POLL_SECONDS):
             try:
                 self._uploader.send()
-                if stopping:
-                    self._uploader.finish()
-                self._error, wait, failures = None, POLL_SECONDS, 0
-                if stopping:
-                    return
+            except OutOfTime:
+                return
+            except Exception as error:  # whatever a store can do: training goes on, and it is tried again
+                self._failed(error)
+                wait = min(2 * wait, LONGEST_WAIT)
+            else:
+                self._error, wait = None, POLL_SECONDS
+
+    def _rest(self, best: str | None) -> None:
+        """Send what is left once training is over, and close the sweep."""
+        for _ in range(CLOSING_TRIES):
+            try:
+                self._uploader.send()
+                self._uploader.finish(best)
+                self._error = None
+                return
             except OutOfTime:
                 self._error = "the time to send the rest was up"
                 return
-            except Exception as error:  # whatever a store can do: training goes on, and it is tried again
-                if self._error is None:
-                    log.info("MLflow at %s cannot be reached, it is tried again: %s", redact(self.uri), error)
-                self._error = _first_line(error)
-                failures += 1
-                if stopping and (failures >= CLOSING_TRIES or not self._in_time()):
-                    return
-                wait = min(2 * wait, LONGEST_WAIT)
-            if stopping:
+            except Exception as error:
+                self._failed(error)
                 time.sleep(0.2)
-            else:
-                self._stop.wait(wait)
+
+    def _failed(self, error: Exception) -> None:
+        if self._error is None:
+            log.info("MLflow at %s cannot be reached, it is tried again: %s", redact(self.uri), _first_line(error))
+        self._error = _first_line(error)
 
 
 class Untracked:
@@ -114,17 +151,20 @@ class Untracked:
     def start(self) -> None:
         """Nothing to start."""
 
-    def close(self, timeout: float = 60.0) -> Lag:
+    def close(self, timeout: float = 60.0, best: str | None = None) -> Lag:
         """Nothing is missing anywhere."""
         return Lag()
 
 
-def open_tracker(sweep: Sweep, execution: Execution) -> Tracker | Untracked:
+def open_tracker(
+    sweep: Sweep, execution: Execution, *, predict: Predict | None = None, niceness: int = 0
+) -> Tracker | Untracked:
     """The tracker of a sweep, as its tracking spec says; :meth:`~Tracker.start` it."""
     spec = execution.tracking
     if spec.name == "none":
         return Untracked()
-    return Tracker(Path(execution.folder), sweep, resolve_uri(spec), spec.experiment)
+    folder = Path(execution.folder)
+    return Tracker(folder, sweep, resolve_uri(spec), spec.experiment, predict=predict, niceness=niceness)
 
 
 def _first_line(error: Exception) -> str:

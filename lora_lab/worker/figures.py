@@ -6,13 +6,12 @@ import functools
 
 from lora_lab.planner import Plan, device_memory, plan
 from lora_lab.spec import Figures, RunSpec
-
-WITHOUT_LIMIT = 1 << 60
-"""Bytes held against a plan of which only the size is wanted."""
+from lora_lab.worker.capacity import WITHOUT_LIMIT
 
 
-def figures_on(device: str) -> Figures:
-    """The figures of :data:`lora_lab.spec.FIGURES`, for runs on ``device`` (``auto``, ``cpu``, ``cuda``, …)."""
+def figures_on(device: str, memory: int | None = None) -> Figures:
+    """The figures of :data:`lora_lab.spec.FIGURES`, for runs on ``device`` (``auto``, ``cpu``, ``cuda``, …) that has
+    ``memory`` bytes (``None``: those that are free)."""
 
     @functools.cache
     def planned(spec: RunSpec) -> Plan:
@@ -20,7 +19,7 @@ def figures_on(device: str) -> Figures:
 
     @functools.cache
     def fitting(spec: RunSpec) -> int:
-        return plan(spec, memory=device_memory(device), device=device).lanes_that_fit
+        return plan(spec, memory=memory or device_memory(device), device=device).lanes_that_fit
 
     def figures(spec: RunSpec, name: str) -> float:
         run = spec.at({}, seed=0)

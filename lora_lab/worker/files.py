@@ -22,17 +22,17 @@ def take_over(folder: Path, attempt: int) -> None:
             write_bytes(folder / METRICS, (folder / METRICS).read_bytes(), durable=False)
 
 
-def branch(parent: Path, folder: Path, key: str, *, fresh_optimizer: bool) -> None:
+def branch(parent: Path, folder: Path, key: str, *, step: int | None, fresh_optimizer: bool) -> None:
     """Let a run begin at its parent's checkpoint, unless it has a whole one of its own.
 
     Raises:
-        CheckpointError: the parent has none, or a damaged one.
+        CheckpointError: the parent has none, or a damaged one, or one of another step than ``step``.
     """
     with contextlib.suppress(CheckpointError):
         if checkpoint.read(folder) is not None:
             return
-    step = checkpoint.fork(parent, folder, key, fresh_optimizer=fresh_optimizer)
-    write_json(folder / PARENT, {"parent": parent.name, "step": step})
+    there = checkpoint.fork(parent, folder, key, step=step, fresh_optimizer=fresh_optimizer)
+    write_json(folder / PARENT, {"parent": parent.name, "step": there})
 
 
 def parent_step(folder: Path) -> int | None:

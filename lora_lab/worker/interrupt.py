@@ -1,4 +1,8 @@
-"""Ctrl-C, SIGTERM and SIGUSR1: the first asks the pack to save and stop, the second stops at once."""
+"""Ctrl-C, SIGTERM, SIGUSR1 and SIGUSR2: the first asks the pack to save and stop; a second Ctrl-C stops at once.
+
+Only Ctrl-C is impatient. Schedulers repeat themselves (Slurm sends its signal, then SIGTERM, each perhaps twice), and
+what is being saved must not suffer from it; when their patience ends they send SIGKILL.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,11 @@ import time
 from types import FrameType
 from typing import Any
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
 
 class Interrupt:
-    """A context manager that turns SIGINT, SIGTERM and SIGUSR1 into :attr:`requested` while it is entered.
+    """A context manager that turns :data:`SIGNALS` into :attr:`requested` while it is entered.
 
     Outside the main thread, where Python allows no handlers, it only carries the flag.
     """
@@ -21,7 +27,7 @@ class Interrupt:
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            for number in SIGNALS:
                 self._before[number] = signal.signal(number, self._handle)
         return self
 
@@ -37,6 +43,6 @@ class Interrupt:
             time.sleep(min(left, 0.1))
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = True

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lora_lab import data, models
+from lora_lab.bench.finding import find
 from lora_lab.errors import SweepFolderError
 from lora_lab.files import folder_errors
 from lora_lab.methods import target_modules
@@ -37,8 +38,8 @@ def check_folder(folder: Path, need: int = 0) -> None:
 
 
 def check_runs(specs: Iterable[RunSpec], device: str = "auto") -> None:
-    """Check every data set, base model, mask and layer subset that ``specs`` name, each once, loading no weights, and
-    that ``device`` can run their optimizers.
+    """Check every data set, benchmark task, base model, mask and layer subset that ``specs`` name, each once, loading
+    no weights, and that ``device`` can run their optimizers.
 
     Data is tokenised here, into the cache that the worker reads, because only then is it known to be enough.
 
@@ -50,6 +51,8 @@ def check_runs(specs: Iterable[RunSpec], device: str = "auto") -> None:
         check_device(optimizer, device)
     for dataset in dict.fromkeys(spec.data for spec in specs):
         data.check(dataset)
+    for evaluation in dict.fromkeys(spec.evaluation for spec in specs if spec.evaluation.tasks):
+        find(evaluation)
     masks: dict[ModelSpec, set[Mask]] = {}
     for spec in specs:
         masks.setdefault(spec.model, set()).add(spec.method.mask)

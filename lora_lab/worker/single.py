@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lora_lab.errors import Interrupted
+from lora_lab.errors import Interrupted, SpecError
 from lora_lab.spec import EvalMetrics, Order, Outcome, Recorder, RunResult, RunSpec, Verdict, run_id
 from lora_lab.study import rules
+from lora_lab.worker.capacity import Capacity
 from lora_lab.worker.interrupt import Interrupt
 from lora_lab.worker.preflight import check_folder, check_runs
 from lora_lab.worker.work import Worker
@@ -22,6 +23,7 @@ class _Single:
     point: Mapping[str, Any]
     spec: RunSpec
     parent: str | None = None
+    parent_step: int | None = None
     stage: str | None = None
     stem: bool = False
     fresh_optimizer: bool = False
@@ -77,17 +79,23 @@ def train_one(
     folder: Path,
     *,
     device: str = "auto",
+    memory: int | None = None,
     recorder: Recorder,
     say: Callable[[str], None] = lambda text: None,
 ) -> RunResult:
     """Train one run with its files in ``folder`` and return its result, whatever its outcome.
 
+    ``memory`` are the bytes of ``device`` that it may take (``None``: those that are free).
+
     Raises:
-        BadInput: the data, the model or the folder cannot be used; nothing was loaded.
+        BadInput: the data, the model or the folder cannot be used, or the device is too small; nothing was loaded.
         Interrupted: Ctrl-C; the checkpoint is in ``folder`` and the same call goes on from it.
     """
     check_folder(folder)
     check_runs([spec], device)
+    capacity = Capacity(device, memory)
+    if (why := capacity.refusal(spec)) is not None:
+        raise SpecError(f"It does not fit: {why}")
     queue = _QueueOfOne(_Single(0, run_id(0, spec.seed), {}, spec))
     with Interrupt() as interrupt:
         worker = Worker(
@@ -96,8 +104,8 @@ def train_one(
             run_folder=lambda run: folder,
             recorder=recorder,
             interrupt=interrupt,
-            lanes=lambda spec: 1,
-            device=device,
+            lanes=1,
+            capacity=capacity,
             say=say,
         )
         worker.work()

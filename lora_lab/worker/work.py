@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -12,27 +12,32 @@ from typing import Any, Protocol
 
 from lora_lab import models
 from lora_lab.data import Tokenised
-from lora_lab.engine.lane import LaneJob
+from lora_lab.engine.lane import Lane, LaneJob
 from lora_lab.engine.pack import CHECKPOINT_SECONDS, LaneEnd, Pack
 from lora_lab.errors import StorageError, SweepFolderError
 from lora_lab.models import BaseModel
+from lora_lab.packing.paths import Mount
 from lora_lab.spec import (
     SETTLED,
-    BudgetSpec,
     EvalMetrics,
     ModelSpec,
     Order,
     Outcome,
+    Pairs,
     Recorder,
     RunResult,
     RunSpec,
     Verdict,
     pairs,
+    show_size,
 )
 from lora_lab.worker import files, stages
-from lora_lab.worker.bases import BaseScores, base_scores, device_name, tokenised
+from lora_lab.worker.bases import BaseScores, base_scores, device_name, held_bytes, tokenised
+from lora_lab.worker.capacity import Capacity, device_label, in_smaller_parts
+from lora_lab.worker.facts import Teller
 from lora_lab.worker.interrupt import Interrupt
-from lora_lab.worker.results import exact_matches, settle
+from lora_lab.worker.results import Memory, settle
+from lora_lab.worker.scoring import score_lanes
 
 IDLE_SECONDS = 0.5
 """Between two questions for a run while all that are left are with other workers."""
@@ -53,6 +58,8 @@ class Task(Protocol):
     def key(self) -> str: ...
     @property
     def parent(self) -> str | None: ...
+    @property
+    def parent_step(self) -> int | None: ...
     @property
     def fresh_optimizer(self) -> bool: ...
     @property
@@ -86,7 +93,8 @@ class Worker:
     """One process that keeps a pack full until nothing is left to train, here or with other workers.
 
     ``asked`` is called whenever the queue was asked: it may have settled copies of a result without handing them out.
-    ``folder`` is the sweep's and ``run_folder`` gives a run's; ``lanes`` gives the largest pack for a base model.
+    ``folder`` is the sweep's and ``run_folder`` gives a run's; a pack has at most ``lanes``, and no more than what
+    ``capacity`` says.
     """
 
     queue: Queue
@@ -94,16 +102,22 @@ class Worker:
     run_folder: Callable[[str], Path]
     recorder: Recorder
     interrupt: Interrupt
-    lanes: Callable[[RunSpec], int]
-    device: str = "auto"
+    lanes: int
+    capacity: Capacity
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     keep_checkpoints: bool = False
     say: Callable[[str], None] = lambda text: None
     asked: Callable[[], None] = lambda: None
     _tasks: dict[str, tuple[Task, float]] = field(default_factory=dict)
+    _specs: dict[str, RunSpec] = field(default_factory=dict)
+    """What the lanes of the pack really train: their micro-batches may be smaller than was asked for."""
+    _predicted: dict[str, int] = field(default_factory=dict)
+    _before: int | None = None
+    """Bytes that the process held beside the base model's weights before it trained on it."""
     _crowd: int = 0
     """The most lanes there were in the pack at once."""
     _held: Task | None = None
+    _teller: Teller | None = None
     _base: BaseModel | None = None
     _data: dict[str, Tokenised] = field(default_factory=dict)
 
@@ -122,12 +136,22 @@ class Worker:
 
     def _train(self, first: Task) -> None:
         """Train one pack after another task on ``first``'s base, until none is left that can join it."""
-        lanes = 1 if first.alone else self.lanes(first.spec)  # before the weights take their share of what is free
+        self.capacity.learn()
+        most = self.capacity.free  # before the weights take their share of it
+        lanes = 1 if first.alone else self.lanes
         base = self._resident(first.spec.model)
-        pack = Pack(base, self.recorder, self, lanes, self.checkpoint_seconds, keep_checkpoints=self.keep_checkpoints)
+        pack = Pack(
+            base,
+            self.recorder,
+            self,
+            lanes,
+            self.checkpoint_seconds,
+            keep_checkpoints=self.keep_checkpoints,
+            score=self._score,
+        )
         if lanes > 1:
-            self.say(f"training up to {lanes} runs at once on {base.device}")
-        self._crowd = 0
+            self.say(f"training up to {lanes} runs at once on {base.device}, in {show_size(most)}")
+        self._crowd, self._teller = 0, Teller(base)
         try:
             for ends in pack.train(partial(self._job, first, base, pack)):
                 self._settle(ends, base, pack)
@@ -142,7 +166,7 @@ class Worker:
         if self._base is None or self._base.spec != model:
             self._base = None  # one at a time in memory
             self.say(f"loading {model.name} ({model.dtype})")
-            self._base = models.load(model, device_name(self.device))
+            self._base, self._before = models.load(model, device_name(self.capacity.device)), None
         return self._base
 
     # -- the engine's controller ----------------------------------------------------------------------
@@ -184,59 +208,89 @@ class Worker:
                 self._held = task
                 return None
             self._tasks[task.id] = (task, time.time())
-            self._crowd = max(self._crowd, len(self._tasks))
             try:
+                if not self._admits(task):
+                    self._held = self._forget(task.id)
+                    return None
+                self._crowd = max(self._crowd, len(self._tasks))
                 return self._prepared(task, base, pack)
             except (StorageError, SweepFolderError):
                 raise
             except Exception:
                 self._end_without_lane(task, Outcome.FAILED, traceback.format_exc(), base)
 
+    def _admits(self, task: Task) -> bool:
+        """Whether there is room for ``task`` beside the lanes that train; an empty pack takes any."""
+        company = [self._specs[run] for run in self._tasks if run != task.id]
+        spec = in_smaller_parts(task.spec, self.capacity.halvings(task.spec, task.halvings))
+        self._specs[task.id] = spec
+        return not company or self.capacity.joins(spec, company)
+
     def _prepared(self, task: Task, base: BaseModel, pack: Pack) -> LaneJob:
         folder = self.run_folder(task.id)
         files.take_over(folder, task.attempt)
         if task.parent is not None:
-            files.branch(self.run_folder(task.parent), folder, task.key, fresh_optimizer=task.fresh_optimizer)
+            parent, step = self.run_folder(task.parent), task.parent_step
+            files.branch(parent, folder, task.key, step=step, fresh_optimizer=task.fresh_optimizer)
+            if step is not None:
+                self.queue.saved(task, step)  # the parent may go on
         elif task.stage is not None:
             stages.begin(self.run_folder(task.stage), folder, task.key)
         tokens = tokenised(base, task.spec, self._data)
         base_scores(pack.mount, task.spec, tokens, self.folder)
+        if self._before is None:
+            self._before = max(0, held_bytes(base) - self.capacity.weights(task.spec))
+        predicted = self.capacity.predicted([self._specs[run] for run in self._tasks]) or 0
+        self._predicted |= {run: max(predicted, self._predicted.get(run, 0)) for run in self._tasks}
+        if self._teller is not None:
+            self._teller.begun(folder, tokens)
         stem = stages.stem_of(task.spec, task.spec.budget.total_steps(len(tokens.train))) if task.stem else None
-        return LaneJob(task.id, in_smaller_parts(task.spec, task.halvings), tokens, folder, task.key, stem)
+        return LaneJob(task.id, self._specs[task.id], tokens, folder, task.key, stem)
 
     def _settle(self, ends: list[LaneEnd], base: BaseModel, pack: Pack) -> None:
         orders = self.queue.orders()
         mine = [end for end in ends if orders.get(end.job.run) is not Order.DROP]
         for end in ends:
             if end not in mine:
-                self.queue.put_back(self._tasks.pop(end.job.run)[0])
-        matches = exact_matches(pack.mount, mine)
+                self.queue.put_back(self._forget(end.job.run))
+        whole = [end.lane for end in mine if end.lane is not None and end.outcome is Outcome.COMPLETED]
+        scored = score_lanes(pack.mount, whole)
         for end in mine:
             task, started = self._tasks[end.job.run]
             result = settle(
                 as_pruned(end) if end.paused else end,
                 base=base,
                 scores=self._scores(end, pack),
-                match=matches.get(end.job.run),
+                scored=scored.get(end.job.run),
                 trial=task.trial,
                 point=task.point,
                 folder=self.folder,
                 started=started,
+                memory=Memory(self._predicted.get(task.id, 0), self._before, device_label(self.capacity.device)),
             )
             result = self._said(task, result, end.lane.note if end.lane else None)
+            if end.lane is not None and self._teller is not None:
+                self._teller.ended(self.run_folder(task.id), end.lane, self._crowd)
             if end.paused:
-                self._tasks.pop(task.id)
+                self._forget(task.id)
                 self.queue.pause(task, result)
                 self.recorder.ended(replace(result, outcome=Outcome.PREEMPTED))
                 continue
             files.finish(end.lane, result.outcome, keep=self.keep_checkpoints)
             self._end(task, result)
 
+    @staticmethod
+    def _score(mount: Mount, lanes: Sequence[Lane]) -> dict[str, Pairs]:
+        """What lanes that train on are scored by, for the engine."""
+        found = score_lanes(mount, lanes)
+        whole = {run: {} if one.exact_match is None else {"exact_match": one.exact_match} for run, one in found.items()}
+        return {run: pairs(whole[run] | dict(one.scores)) for run, one in found.items()}
+
     def _end(self, task: Task, result: RunResult) -> None:
         """Settle a run, or put it back to be gone on with or tried in another way."""
         company = self._crowd > 1
-        self._tasks.pop(task.id, None)
         again = result.outcome in (Outcome.OUT_OF_MEMORY, Outcome.FAILED)
+        self._forget(task.id)
         if result.outcome not in SETTLED:
             self.queue.put_back(task)
         elif again and self.queue.try_again(task, result.outcome, company=company):
@@ -272,8 +326,9 @@ class Worker:
     def _said(self, task: Task, result: RunResult, note: str | None) -> RunResult:
         """A result with what the study knows of its run: key, attempts, where it branched off."""
         notes = [result.message, note]
-        if task.halvings:
-            notes.append(f"trained in micro-batches of {in_smaller_parts(task.spec, task.halvings).budget.micro}")
+        trained = self._specs.get(task.id, task.spec)
+        if trained.budget.micro != task.spec.budget.micro:
+            notes.append(f"trained in micro-batches of {trained.budget.micro}")
         return replace(
             result,
             key=task.key,
@@ -284,6 +339,12 @@ class Worker:
             message="; ".join(said for said in notes if said) or None,
         )
 
+    def _forget(self, run: str) -> Task:
+        """Take a run out of the pack's books."""
+        self._specs.pop(run, None)
+        self._predicted.pop(run, None)
+        return self._tasks.pop(run)[0]
+
     def _scores(self, end: LaneEnd, pack: Pack) -> BaseScores | None:
         return base_scores(pack.mount, end.job.spec, end.job.data, self.folder)
 
@@ -292,11 +353,3 @@ def as_pruned(end: LaneEnd) -> LaneEnd:
     """What becomes of a paused lane that never goes on."""
     step = end.lane.step if end.lane else 0
     return replace(end, outcome=Outcome.PRUNED, message=f"paused at step {step}, and not among the best there")
-
-
-def in_smaller_parts(spec: RunSpec, halvings: int) -> RunSpec:
-    """``spec`` with its micro-batch halved so often, one example at least; the batch of a step stays as it is."""
-    if halvings == 0:
-        return spec
-    budget: BudgetSpec = replace(spec.budget, micro_batch_size=max(1, spec.budget.micro >> halvings))
-    return replace(spec, budget=budget)

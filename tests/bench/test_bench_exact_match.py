@@ -74,7 +74,7 @@ def test_only_whole_answers_count(base: BaseModel, monkeypatch: pytest.MonkeyPat
     split = data.load(DataSpec(train_size=4, eval_size=6), base.tokenizer).evaluation
     right = split.answers
     said = [right[0], f" {right[1]}\n", right[2] + "0", right[3][:-1], "", right[5]]
-    monkeypatch.setattr(module, "generate", lambda mount, lanes, n, size: [[*said][: len(lanes[0].ids)]])
+    monkeypatch.setattr(module, "generate", lambda mount, lanes, n, size, stop: [[*said][: len(lanes[0].ids)]])
     (score,) = exact_match(Mount(base), [None], split, EvaluationSpec(exact_match=True))
     assert (score.share, score.n) == (3 / 6, 6)
     (score,) = exact_match(Mount(base), [None], split, EvaluationSpec(exact_match=True, exact_match_size=2))

@@ -61,6 +61,41 @@ def test_a_space_for_people(capsys):
     assert "method.r=32: one lane needs" in text
 
 
+def test_a_sweep_takes_as_long_as_its_runs(capsys):
+    """Time adds up over points and seeds, and what costs nothing is still a run."""
+    options = ["model=tiny", "device=cpu", "--memory", "1GB", "--json", "data.train_size=64"]
+    tree = json.loads(answer(capsys, "rank_alpha", *options, "budget.steps=10", "sweep.repeats=3"))
+    assert tree["runs"] == tree["runs_that_fit"] == 27
+    assert [row["runs"] for row in tree["points"]] == [9, 9, 9], "three alphas, three seeds"
+    each = [9 * 10 * row["seconds_per_step"] for row in tree["points"]]
+    assert [row["seconds"] for row in tree["points"]] == pytest.approx(each)
+    assert tree["seconds_per_sweep"] == pytest.approx(sum(each))
+    epochs = json.loads(answer(capsys, "rank_alpha", *options, "budget.steps=null", "sweep.repeats=3"))
+    assert epochs["seconds_per_sweep"] == pytest.approx(sum(each) * 8 / 10), "64 examples in batches of 8"
+
+
+def test_paths_under_a_condition_are_planned_where_they_are_searched(capsys):
+    space = "optimizer.name: [adamw, sgd], optimizer.momentum: {choices: [0.0, 0.9], when: {optimizer.name: sgd}}"
+    options = ["model=tiny", "device=cpu", "--memory=1GB", "--json", f"sweep.space={{{space}}}"]
+    points = json.loads(answer(capsys, "rank_alpha", *options))["points"]
+    assert [row["point"] for row in points] == [
+        {"optimizer.name": "adamw"},
+        {"optimizer.name": "sgd", "optimizer.momentum": 0.0},
+        {"optimizer.name": "sgd", "optimizer.momentum": 0.9},
+    ]
+    adam, plain, momentum = (row["parts"]["optimizer"] for row in points)
+    assert adam > momentum > plain == 0
+
+
+def test_memory_can_be_a_setting_of_the_device(capsys):
+    one, two = (
+        json.loads(answer(capsys, "model=tiny", "device=cpu", "--json", *words))
+        for words in (["device.memory=24GB"], ["--memory", "24GB"])
+    )
+    assert one == two
+    assert one["memory"] == 24 * 10**9
+
+
 def test_ranges_are_planned_at_their_ends_and_masks_by_name(capsys):
     space = (
         "sweep.space={method.r: {int: [1, 9]}, optimizer.lr: {float: [0.1, 1]}, method.roles: {masks: [[], [query]]}}"

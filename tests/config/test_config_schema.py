@@ -86,7 +86,7 @@ def test_the_options_are_those_promised() -> None:
             *("asha", "hyperband", "median", "none", "patience", "percentile", "target", "threshold", "wilcoxon"),
         ],
         "tracking": ["mlflow", "none"],
-        "launcher": ["local"],
+        "launcher": ["local", "ray", "slurm"],
     }
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from processes import Death, start, until
+from services import absent
 from tiny import SWEEP, events, results
 
 Same = Callable[[Path], None]
@@ -23,7 +24,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     disk.mkdir()
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=90m", "tmpfs", disk], capture_output=True, check=False)
     if done.returncode != 0:
-        pytest.skip("a small file system cannot be mounted here")
+        absent("small_disk", f"a small file system cannot be mounted here ({done.stderr.decode().strip()})")
     yield disk
     subprocess.run(["umount", disk], check=True)
 

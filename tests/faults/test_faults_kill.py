@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from processes import Death, HalfWrite, Started, start, until
-from tiny import SWEEP, events
+from tiny import SLEEPY, SWEEP, events
 
 Same = Callable[[Path], None]
 FOLDER = Path("runs/rank_alpha")
+GRACE_SECONDS = 5.0
+"""Processor time at most between a signal and the end, of which a cluster often gives no more."""
 
 PLACES = {
     "in the middle of a step": Death("lora_lab.engine.lane:Lane.update", 50),
@@ -63,10 +64,10 @@ def test_two_that_start_at_once_share_the_work(tmp_path: Path, same: Same) -> No
 def test_preempted_with_five_seconds_of_grace(how: signal.Signals, tmp_path: Path, same: Same) -> None:
     worker = start(tmp_path, *SWEEP, "launcher.checkpoint_seconds=1000")
     until(lambda: begun(tmp_path / FOLDER), "training")
-    sent = time.monotonic()
+    before = worker.busy_seconds
     worker.send(how)
-    assert worker.wait(5.0) == 130, worker.said()
-    assert time.monotonic() - sent < 5
+    until(lambda: worker.busy_seconds - before > GRACE_SECONDS or worker.process.exitcode is not None, "its end")
+    assert worker.process.exitcode == 130, worker.said()
     assert len(list((tmp_path / FOLDER).glob("runs/*/checkpoint.safetensors"))) == 3
     causes = [event["cause"] for event in events(tmp_path / FOLDER) if event["op"] == "back"]
     assert causes == ["PREEMPTED"] * 3
@@ -80,7 +81,7 @@ def test_preempted_with_five_seconds_of_grace(how: signal.Signals, tmp_path: Pat
 
 
 def test_put_to_sleep_past_its_lease(tmp_path: Path, same: Same) -> None:
-    asleep = start(tmp_path, *SWEEP, "budget.steps=40")
+    asleep = start(tmp_path, *SLEEPY)
     until(lambda: begun(tmp_path / FOLDER), "training")
     asleep.send(signal.SIGSTOP)
     awake = start(tmp_path, "worker", str(FOLDER))

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from postgres import Postgres, server
 from processes import start, until
-from tiny import SWEEP, results
+from tiny import SLEEPY, results
 
 from lora_lab.study.opening import open_log
 
@@ -29,7 +29,7 @@ def test_restarted_and_away_in_the_middle_of_a_sweep(
     own_server: Postgres, tmp_path: Path, undisturbed: pd.DataFrame
 ) -> None:
     url = own_server.database("faults")
-    words = (*SWEEP, f"sweep.storage={url}", "pack.max_lanes=1")
+    words = (*SLEEPY, f"sweep.storage={url}", "pack.max_lanes=1")
     workers = [start(tmp_path, *words) for _ in range(2)]
     folder = tmp_path / "runs" / "rank_alpha"
     log = open_log(url, folder, "rank_alpha")

@@ -17,6 +17,7 @@ from lora_lab.engine.cost import Flops
 from lora_lab.engine.lane import Lane, LaneJob
 from lora_lab.methods import Attachment, RowPath, attach
 from lora_lab.models import BaseModel
+from lora_lab.packing import curvature as passes
 from lora_lab.packing.forward import Part, losses_of, token_losses
 from lora_lab.packing.inputs import Inputs, Sequences
 from lora_lab.packing.paths import Mount
@@ -62,7 +63,7 @@ def packed_gradient(
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_pass_has_the_packed_steps_losses(shape: str, case: Callable[[str], tuple]) -> None:
     base, attachment, (micro, _) = case(shape)
-    logits, labels = curvature.supervised_logits(base, attachment, micro)
+    logits, labels = passes.supervised_logits(base, attachment, micro)
     mine = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
     mount = Mount(base)
     mount.mount(attachment)
@@ -93,10 +94,8 @@ def test_the_pass_takes_every_kind_of_attachment(what: str, case: Callable[[str]
         attachment.prompt = lambda: torch.linspace(-1, 1, 96, dtype=torch.float64).view(3, 32)
     else:
         attachment.solo = lambda ids, mask: base.model(input_ids=ids, attention_mask=mask).logits ** 3
-    plain, _ = curvature.supervised_logits(
-        base, dataclasses.replace(attachment, paths={}, prompt=None, solo=None), micro
-    )
-    logits, labels = curvature.supervised_logits(base, attachment, micro)
+    plain, _ = passes.supervised_logits(base, dataclasses.replace(attachment, paths={}, prompt=None, solo=None), micro)
+    logits, labels = passes.supervised_logits(base, attachment, micro)
     assert not torch.allclose(logits, plain)
     mount = Mount(base)
     mount.mount(attachment)
@@ -131,7 +130,7 @@ def test_the_pass_is_the_packed_steps_under_every_method(
     attachment = attach(base, METHODS[method], 0)
     for number, p in enumerate(attachment.parameters().values()):
         p.data += 0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(number), dtype=p.dtype)
-    logits, labels = curvature.supervised_logits(base, attachment, micro)
+    logits, labels = passes.supervised_logits(base, attachment, micro)
     mine = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
     mount = Mount(base)
     mount.mount(attachment)
@@ -168,9 +167,9 @@ def test_gauss_newton_bartlett_is_that_of_the_drawn_labels(shape: str, case: Cal
     base, attachment, batch = case(shape)
     found = curvature.gauss_newton_bartlett(base, attachment, batch, torch.Generator().manual_seed(7))
     generator = torch.Generator().manual_seed(7)
-    drawn = [curvature.draw(curvature.supervised_logits(base, attachment, m)[0], generator) for m in batch]
+    drawn = [passes.draw(passes.supervised_logits(base, attachment, m)[0], generator) for m in batch]
     labels = torch.cat(drawn)
-    true = torch.cat([curvature.supervised_logits(base, attachment, m)[1] for m in batch])
+    true = torch.cat([passes.supervised_logits(base, attachment, m)[1] for m in batch])
     assert (labels != true).double().mean() > 0.5, "labels come from the model, not from the data"
     for mine, gradient in zip(found, packed_gradient(base, attachment, batch, labels), strict=True):
         wanted = len(labels) * gradient**2
@@ -180,9 +179,9 @@ def test_gauss_newton_bartlett_is_that_of_the_drawn_labels(shape: str, case: Cal
 def test_labels_are_drawn_from_the_models_distribution() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05])).expand(20_000, 4)
-    shares = torch.bincount(curvature.draw(logits, generator)) / 20_000
+    shares = torch.bincount(passes.draw(logits, generator)) / 20_000
     torch.testing.assert_close(shares, torch.tensor([0.5, 0.3, 0.15, 0.05]), rtol=0, atol=0.015)
-    assert len(curvature.draw(torch.full((3, 4), math.nan), generator)) == 3
+    assert len(passes.draw(torch.full((3, 4), math.nan), generator)) == 3
 
 
 def sophia(name: str, steps: int = 5, **fields: object) -> RunSpec:

@@ -10,11 +10,14 @@ from lora_lab.methods import attach
 from lora_lab.models import load
 from lora_lab.models.quantised import constants
 from lora_lab.optim.optimizers import build
-from lora_lab.packing.forward import Part, token_losses
+from lora_lab.optim.sophia import Sophia
+from lora_lab.packing.curvature import gauss_newton_bartlett, hutchinson
+from lora_lab.packing.forward import Part, in_passes, token_losses
 from lora_lab.packing.paths import Mount
 from lora_lab.planner import plan
 from lora_lab.planner.ledger import Ledger
 from lora_lab.spec import ROLES, BudgetSpec, DataSpec, MethodSpec, ModelSpec, OptimizerSpec, RunSpec, pairs
+from lora_lab.spec.method import METHODS
 
 
 def base(dtype, quantization="none", double_quant=False):
@@ -55,10 +58,16 @@ def measured(spec, lanes):
     sequences = [(np.zeros(length, dtype=np.int64), np.ones(length, dtype=bool))] * spec.budget.micro
 
     def step():
-        parts = [Part(attachment, sequences, torch.Generator().manual_seed(0)) for attachment in attachments]
-        sum(lane.losses.sum() for lane in token_losses(mount, parts)).backward()
-        for optimizer in optimizers:
+        parts = [Part(attachment, sequences, 0, spec.budget.checkpointing) for attachment in attachments]
+        for together in in_passes(parts, "cpu"):
+            sum(lane.losses.sum() for lane in token_losses(mount, [parts[i] for i in together])).backward()
+        for optimizer, attachment in zip(optimizers, attachments, strict=True):
+            if isinstance(optimizer, Sophia):  # kept until the step is done, as the engine keeps it
+                how = gauss_newton_bartlett if optimizer.gauss_newton else hutchinson
+                diagonal = how(model, attachment, [sequences], torch.Generator())
+                optimizer.observe(dict(zip(attachment.parameters().values(), diagonal, strict=True)))
             optimizer.step()
+            diagonal = None
             optimizer.zero_grad(set_to_none=True)
 
     for attachment in attachments:
@@ -85,10 +94,18 @@ BASIC = RunSpec(base("bfloat16"), data=DataSpec(max_length=64), budget=BudgetSpe
         (replace(BASIC, method=MethodSpec(roles=("value", "mlp", "head"), layers=(0, 2))), 1),
         (replace(BASIC, model=base("bfloat16", "nf4")), 1),
         (replace(BASIC, model=base("float32", "fp4", True), method=MethodSpec(r=64, roles=ROLES)), 1),
+        (replace(BASIC, budget=BudgetSpec(batch_size=8, checkpointing=True)), 1),
+        (replace(BASIC, method=MethodSpec(r=16, dora=True, dtype="bfloat16")), 1),
+        *((replace(BASIC, method=MethodSpec(name)), 1) for name in METHODS if name not in ("lora", "bitfit")),
+        (replace(BASIC, method=MethodSpec("bitfit", add_biases=True)), 1),
         (BASIC, 3),
         (replace(BASIC, model=base("float32"), method=MethodSpec(r=64, roles=ROLES)), 3),
+        (replace(BASIC, data=DataSpec(max_length=400), budget=BudgetSpec(batch_size=3)), 5),
+        (replace(BASIC, method=MethodSpec("prefix_tuning")), 2),
+        (replace(BASIC, optimizer=OptimizerSpec("sophiah", hessian_every=1)), 1),
+        (replace(BASIC, optimizer=OptimizerSpec("sophiag", hessian_every=1), method=MethodSpec("ia3")), 1),
+        (replace(BASIC, optimizer=OptimizerSpec("sophiah", hessian_every=1), method=MethodSpec("p_tuning_v2")), 1),
     ],
-    ids=["q+v", "all r=64", "sgd", "dropout", "long", "float32", "layers", "nf4", "fp4 twice", "3 lanes", "3 all r=64"],
 )
 def test_the_predicted_peak_is_the_measured_one(spec, lanes):
     bytes_there, flops_there, count = measured(spec, lanes)

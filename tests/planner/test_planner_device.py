@@ -4,7 +4,8 @@ import pytest
 
 from lora_lab.errors import SpecError
 from lora_lab.planner import device_memory
-from lora_lab.planner.device import container_free, device_kind, read_size, show_size
+from lora_lab.planner.device import container_free, device_kind
+from lora_lab.spec import read_size, show_size
 
 
 def test_free_memory_of_this_machine_is_plausible():

@@ -32,8 +32,8 @@ def test_many_open_a_new_study_at_once(make_sweep, tmp_path: Path, request, stor
     workers = [context.Process(target=_open, args=(make_sweep(), execution, barrier, out)) for _ in range(4)]
     for worker in workers:
         worker.start()
-    runs = {out.get(timeout=60) for _ in workers}
+    runs = {out.get(timeout=300) for _ in workers}
     for worker in workers:
-        worker.join(60)
+        worker.join(300)
         assert worker.exitcode == 0
     assert runs == {"t0000-s0", "t0001-s0", "t0002-s0", "t0003-s0"}

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import until
 
 from lora_lab.spec import Execution, LauncherSpec, Order, Outcome
 from lora_lab.study import Study
@@ -24,20 +25,18 @@ SPACE = {"method.r": {"choices": [2, 4, 8, 16]}}
 
 @pytest.fixture(params=["file", "sqlite", "postgresql"])
 def shared(request, tmp_path):
-    """An execution with a lease of half a second, on each storage."""
+    """An execution on each storage."""
     url = None
     if request.param == "sqlite":
         url = f"sqlite:///{tmp_path}/study.db"
     if request.param == "postgresql":
         url = request.getfixturevalue("postgres").database(f"workers{abs(hash(tmp_path)) % 10**9}")
-    return Execution(str(tmp_path / "sweep"), storage=url, launcher=LauncherSpec(lease_seconds=0.6))
+    return Execution(str(tmp_path / "sweep"), storage=url)
 
 
-def until(condition, seconds=10.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
+def sleepy(execution):
+    """The same for a worker that will fall silent, and is to be missed soon."""
+    return dataclasses.replace(execution, launcher=LauncherSpec(lease_seconds=0.6))
 
 
 def fall_silent(study):
@@ -66,11 +65,11 @@ def test_workers_hold_different_runs_and_settle_all_once(make_sweep, shared, res
 
 def test_a_silent_worker_loses_its_runs_and_its_late_result_is_refused(make_sweep, shared, result_of, caplog):
     sweep = make_sweep(SPACE)
-    with Study.open(sweep, shared) as asleep, Study.open(sweep, shared) as awake:
+    with Study.open(sweep, sleepy(shared)) as asleep, Study.open(sweep, shared) as awake:
         lost = asleep.next_run()
         awake.next_run()
         fall_silent(asleep)
-        until(lambda: awake._session.state.runs[lost.id].holder is None)
+        until(lambda: awake._session.state.runs[lost.id].holder is None, "the lapse")
         again = awake.next_run()
         assert (again.id, again.attempt) == (lost.id, 2)
         assert "no sign of life" in caplog.text
@@ -85,12 +84,12 @@ def test_a_silent_worker_loses_its_runs_and_its_late_result_is_refused(make_swee
 
 def test_a_worker_that_wakes_up_drops_what_it_lost_and_joins_anew(make_sweep, shared, caplog):
     sweep = make_sweep(SPACE)
-    with Study.open(sweep, shared) as asleep, Study.open(sweep, shared) as awake:
+    with Study.open(sweep, sleepy(shared)) as asleep, Study.open(sweep, shared) as awake:
         lost = asleep.next_run()
         awake.next_run()
         fall_silent(asleep)
-        until(lambda: awake._session.state.runs[lost.id].holder is None)
-        assert asleep.orders() == {lost.id: Order.DROP}
+        until(lambda: awake._session.state.runs[lost.id].holder is None, "the lapse")
+        until(lambda: asleep.orders() == {lost.id: Order.DROP}, "the news")
         asleep.put_back(lost)  # changes nothing: it is not its own any more
         assert awake.next_run().id == lost.id
         assert asleep.next_run().id not in (lost.id, "t0001-s0")
@@ -102,7 +101,7 @@ def _hold(sweep, execution, ready):
     study = Study.open(sweep, execution)
     study.next_run()
     ready.set()
-    time.sleep(60)
+    time.sleep(600)
 
 
 def test_a_killed_process_of_this_machine_is_not_waited_for(make_sweep, execution):
@@ -112,12 +111,12 @@ def test_a_killed_process_of_this_machine_is_not_waited_for(make_sweep, executio
     ready = context.Event()
     holder = context.Process(target=_hold, args=(sweep, shared, ready))
     holder.start()
-    assert ready.wait(30)
+    assert ready.wait(300)
     with Study.open(sweep, shared) as study:
         assert study.next_run().id == "t0001-s0"
         os.kill(holder.pid, signal.SIGKILL)
         holder.join()
-        until(lambda: study._session.state.runs["t0000-s0"].holder is None)
+        until(lambda: study._session.state.runs["t0000-s0"].holder is None, "the lapse")
         assert study.next_run().id == "t0000-s0"
 
 

@@ -24,7 +24,7 @@ from lora_lab.spec import (
     run_id,
 )
 from lora_lab.tracking import Spool
-from lora_lab.tracking.uploader import connect
+from lora_lab.tracking.experiment import connect
 
 
 @pytest.fixture(scope="session")

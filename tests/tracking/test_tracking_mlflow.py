@@ -15,7 +15,8 @@ import pytest
 
 from lora_lab.spec import ROLES, Execution, Outcome, TrackingSpec, mask_of
 from lora_lab.tracking import Tracker, Untracked, open_tracker
-from lora_lab.tracking.uploader import Uploader, connect
+from lora_lab.tracking.experiment import connect
+from lora_lab.tracking.uploader import Uploader
 
 # MLflow 3.17 still says relationship(lazy="noload"), which SQLAlchemy 2.1 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
@@ -85,9 +86,26 @@ def everything(client, experiment):
     for run in [*parents, *children.values()]:
         tags = {k: v for k, v in run.data.tags.items() if k not in ("mlflow.parentRunId", "lora_lab.sweep")}
         metrics = {name: history(client, run, name) for name in run.data.metrics}
-        files = artifacts(client, run) + artifacts(client, run, "adapter")
-        out[run.info.run_name] = (run.info.status, run.data.params, tags, metrics, files)
+        logged = models(client, run)
+        assert len(logged) <= 1 and len(run.outputs.model_outputs) == len(logged)
+        files = [item.path for m in logged for item in client.list_logged_model_artifacts(m.model_id, "data/adapter")]
+        inputs = [(item.dataset.name, item.dataset.digest) for item in run.inputs.dataset_inputs]
+        out[run.info.run_name] = (
+            run.info.status,
+            run.data.params,
+            tags,
+            metrics,
+            artifacts(client, run),
+            files,
+            inputs,
+        )
     return len(parents), out
+
+
+def models(client, run):
+    """The models that a run logged."""
+    condition = f"source_run_id = '{run.info.run_id}'"
+    return list(client.search_logged_models([run.info.experiment_id], filter_string=condition))
 
 
 def test_one_parent_and_a_child_for_every_trial_and_seed(training, execution, client, experiment):
@@ -129,8 +147,7 @@ def test_a_child_says_what_was_run_and_what_came_out(training, execution, client
     assert (metrics["final_eval_loss"], metrics["final_train_loss"]) == (2.8, 2.6)
     assert (run.info.start_time, run.info.end_time) == (1_700_000_001_000, 1_700_000_061_000)
 
-    assert artifacts(client, run) == ["adapter", "config.json"]
-    assert artifacts(client, run, "adapter") == ["adapter/adapter_config.json"]
+    assert artifacts(client, run) == ["config.json"]
     assert json.loads(text(client, run, "config.json"))["method"]["r"] == 2
 
 

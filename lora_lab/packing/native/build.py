@@ -80,7 +80,8 @@ def _more_flags() -> tuple[str, ...]:
     features = set(_processor().split())
     if not features.issuperset(_AVX512):
         return ()
-    return (*(f"-m{name}" for name in _AVX512), "-mprefer-vector-width=512")
+    more = ("-mavx512bf16",) if "avx512_bf16" in features else ()
+    return (*(f"-m{name}" for name in _AVX512), *more, "-mprefer-vector-width=512")
 
 
 @functools.cache

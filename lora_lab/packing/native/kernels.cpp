@@ -74,7 +74,8 @@ inline float largest(const T* values, int64_t n) {
     return top;
 }
 
-inline uint32_t mixed(uint32_t h) {  // lowbias32, https://nullprogram.com/blog/2018/07/31/
+template <class Word>  // 32 bits, or a vector of them
+inline Word mixed(Word h) {  // lowbias32, https://nullprogram.com/blog/2018/07/31/
     h ^= h >> 16;
     h *= 0x7feb352du;
     h ^= h >> 15;

@@ -1,0 +1,146 @@
+"""What came of a section: its tables and verdicts, and the tree in which both are kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_lab.analysis import ablation_table
+from lora_lab.analysis.claims import Evidence, Size, judge
+from lora_lab.analysis.gap import with_gap
+from lora_lab.analysis.grouping import searched_paths
+from lora_lab.analysis.rendering import Grid
+from lora_lab.analysis.verdicts import Status, Verdict
+from lora_lab.article.section import Section, TableOf
+from lora_lab.spec.tree import thaw
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The verdicts and tables of a section. ``notes`` say what is missing."""
+
+    section: Section
+    verdicts: tuple[Verdict, ...]
+    tables: tuple[Grid, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def status(self) -> Status:
+        """Supported where all claims are, contradicted where one of them is, inconclusive otherwise."""
+        statuses = {verdict.status for verdict in self.verdicts}
+        if Status.CONTRADICTED in statuses:
+            return Status.CONTRADICTED
+        return Status.SUPPORTED if statuses == {Status.SUPPORTED} else Status.INCONCLUSIVE
+
+    def to_tree(self) -> dict[str, Any]:
+        """The JSON tree of the evidence file; no NaN in it: ``None``."""
+        return {
+            "id": self.section.id,
+            "status": str(self.status) if self.verdicts else None,
+            "verdicts": [_clean(asdict(v)) | {"sentence": v.sentence} for v in self.verdicts],
+            "tables": [asdict(grid) for grid in self.tables],
+            "notes": list(self.notes),
+        }
+
+
+def found(section: Section, frames: Mapping[str, pd.DataFrame], sizes: Mapping[str, Size]) -> Finding:
+    """Judge a section by the results of its sweeps and the sizes of its configurations."""
+    frames = {name: _short_paths(frame) for name, frame in frames.items()}
+    verdicts = judge(section.claims, Evidence(frames, sizes))
+    here = [sizes[one.label] for one in section.sizes if one.label in sizes]
+    tables = [_memory_table([s for s in here if math.isnan(s.measured)])]
+    tables += [_measured_table([s for s in here if not math.isnan(s.measured)])]
+    tables += [_table(table, frames[table.sweep]) for table in section.tables if table.sweep in frames]
+    notes = [f"{part.name}: no results yet" for part in section.parts if part.name not in frames and not part.planned]
+    if section.needs:
+        notes.append(
+            f"The rest of the claim needs `{section.needs}`; the adapters it works on are those of this sweep."
+        )
+    notes += [line for name, frame in frames.items() for line in _losses(name, frame)]
+    return Finding(section, tuple(verdicts), tuple(grid for grid in tables if grid is not None), tuple(notes))
+
+
+def _table(said: TableOf, frame: pd.DataFrame) -> Grid:
+    frame = with_gap(frame)
+    scores = tuple(str(name) for name in frame.columns if str(name).startswith("scores."))
+    baseline = {path: thaw(value) for path, value in said.baseline} or None
+    table = ablation_table(
+        frame,
+        list(said.rows) or None,
+        said.columns,
+        said.metric,
+        spread="ci",
+        baseline=baseline,
+        extras=(*said.extras, *scores) if said.columns is None else (),
+    )
+    grid = replace(table.grid, title=(f"{said.sweep}: {table.title[0]}", *table.title[1:]))
+    if not said.article:
+        return grid
+    return replace(
+        grid,
+        head=(*grid.head, "in the article"),
+        rows=tuple((*row, said.article.get(row[0], "–")) for row in grid.rows),
+        footer=None if grid.footer is None else (*grid.footer, ""),
+    )
+
+
+def _memory_table(sizes: Sequence[Size]) -> Grid | None:
+    if not sizes:
+        return None
+    rows = []
+    for size in sizes:
+        theirs = not math.isnan(size.article)
+        rows.append(
+            (
+                size.label,
+                f"{size.parameters:,}",
+                f"{size.planned / 1e9:.2f}",
+                f"{size.article / 1e9:.2f}" if theirs else "–",
+                f"{size.planned / size.article - 1:+.1%}" if theirs else "–",
+            )
+        )
+    head = ("Llama-2-7B on a GPU", "parameters", "planned GB", "article GB", "difference")
+    note = "planned by tracing a step (lora-lab plan); the article's are measured peaks of the allocator"
+    return Grid(("peak memory",), head, tuple(rows), notes=(note,))
+
+
+def _measured_table(sizes: Sequence[Size]) -> Grid | None:
+    if not sizes:
+        return None
+    rows = tuple((s.label, f"{s.parameters:,}", f"{s.planned / 1e6:.1f}", f"{s.measured / 1e6:.1f}") for s in sizes)
+    head = ("run", "parameters", "planned MB", "measured MB")
+    return Grid(("adapter, gradients and optimizer state of a run",), head, rows)
+
+
+def _losses(name: str, frame: pd.DataFrame) -> list[str]:
+    bad = frame[~frame["outcome"].isin(["COMPLETED"])]
+    counts = bad["outcome"].value_counts()
+    return [f"{name}: {count} of {len(frame)} runs ended {outcome}" for outcome, count in counts.items()]
+
+
+def _short_paths(frame: pd.DataFrame) -> pd.DataFrame:
+    """Data files by their names alone, so that a table is the same wherever its folder lies."""
+    if "data.path" not in searched_paths(frame):
+        return frame
+    out = frame.assign(**{"data.path": [Path(str(value)).stem for value in frame["data.path"]]})
+    sweep = dict(frame.attrs["sweep"])
+    choices = [Path(str(value)).stem for value in sweep["space"]["data.path"]["choices"]]
+    out.attrs = {**frame.attrs, "sweep": sweep | {"space": sweep["space"] | {"data.path": {"choices": choices}}}}
+    return out
+
+
+def _clean(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: (value if math.isfinite(value) else None) if isinstance(value, float) else _plain(value)
+        for name, value in tree.items()
+    }
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Status) else value

@@ -1,0 +1,127 @@
+"""What one row of the article's claims is here: :class:`Section` and its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lora_lab.analysis.claims import Claim
+from lora_lab.errors import ConfigError, nearest
+from lora_lab.spec.tree import Pairs, pairs
+
+BUDGETS = ("smoke", "small", "full")
+"""How much is trained: seconds on a random model, an hour or two of CPU, the article's own settings on a GPU."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One sweep of a section: ``sweeps/article/<name>.yaml`` is its small budget.
+
+    ``smoke`` and ``full`` are the overrides beside those that every part gets (:mod:`lora_lab.article.budgets`).
+    ``own_data``: the sweep is about its data, and ``--data`` does not change it. ``planned``: its runs are for a GPU;
+    a budget other than full only plans them. ``adapters``: all of them are wanted after the sweep; of other sweeps only
+    the best trial's stay, for there are hundreds of runs.
+    """
+
+    name: str
+    smoke: tuple[str, ...] = ()
+    full: tuple[str, ...] = ()
+    own_data: bool = False
+    planned: bool = False
+    adapters: bool = False
+
+    @property
+    def sweep(self) -> str:
+        """The name that ``lora-lab sweep`` knows it by."""
+        return f"article/{self.name}"
+
+
+@dataclass(frozen=True)
+class Sized:
+    """A configuration whose memory is planned: overrides of the article's run, and the article's own GB.
+
+    With ``sweep`` it is instead the run of that sweep at ``point``, whose adapter, gradients and optimizer state were
+    measured while it trained, too.
+    """
+
+    label: str
+    overrides: tuple[str, ...] = ()
+    article_gb: float | None = None
+    sweep: str | None = None
+    point: Pairs = field(default_factory=pairs)
+
+
+@dataclass(frozen=True)
+class TableOf:
+    """A table of one sweep: rows by columns of ``metric``, ``extras`` beside, and the article's words by row."""
+
+    sweep: str
+    rows: tuple[str, ...] = ()
+    columns: str | None = None
+    metric: str = "eval_loss"
+    extras: tuple[str, ...] = ("trainable_parameters", "lane_bytes", "seconds")
+    baseline: Pairs = field(default_factory=pairs)
+    article: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Section:
+    """One row of the article's claims.
+
+    ``says`` is the article's statement, ``here`` what is done about it. ``needs`` names a command of lora-lab that the
+    section waits for; its sweeps run already.
+    """
+
+    id: str
+    says: str
+    here: str
+    parts: tuple[Part, ...] = ()
+    sizes: tuple[Sized, ...] = ()
+    claims: tuple[Claim, ...] = ()
+    tables: tuple[TableOf, ...] = ()
+    needs: str = ""
+
+    @property
+    def title(self) -> str:
+        """``Q5 overfit``."""
+        return self.id.replace("-", " ", 1)
+
+
+def sections(names: Sequence[str] = ()) -> list[Section]:
+    """The sections of these names in the article's order, all of them without names.
+
+    ``Q5``, ``q5-overfit`` and ``Q5_overfit`` name one section.
+
+    Raises:
+        ConfigError: no such section; the nearest is named.
+    """
+    from lora_lab.article.questions import QUESTIONS
+    from lora_lab.article.results import RESULTS
+
+    every = (*RESULTS, *QUESTIONS)
+    known = {alias: section for section in every for alias in _aliases(section.id)}
+    for name in names:
+        if _plain(name) not in known:
+            ids = [section.id for section in every]
+            raise ConfigError(f"no section {name!r} of the article{nearest(name, ids)} Sections: {', '.join(ids)}.")
+    wanted = {known[_plain(name)].id for name in names}
+    return [section for section in every if not names or section.id in wanted]
+
+
+def parts_of(chosen: Sequence[Section]) -> list[Part]:
+    """The sweeps of these sections, each once: two sections may look at one."""
+    parts: dict[str, Part] = {}
+    for section in chosen:
+        for part in section.parts:
+            parts.setdefault(part.name, part)
+    return list(parts.values())
+
+
+def _aliases(name: str) -> tuple[str, ...]:
+    head, _, tail = _plain(name).partition("-")
+    return _plain(name), head, tail
+
+
+def _plain(name: Any) -> str:
+    return str(name).lower().replace("_", "-")

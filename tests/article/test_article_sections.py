@@ -1,0 +1,170 @@
+"""The article's sections hang together: sweeps compose under every budget, and every claim finds what it looks at."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from simulated_sweeps import frame_of
+
+from lora_lab.analysis.claims import Size
+from lora_lab.analysis.verdicts import Status
+from lora_lab.article import Reproduction, Section, page, screen, sections
+from lora_lab.article.budgets import chosen_data, data_overrides, planned_run
+from lora_lab.article.findings import found
+from lora_lab.article.prepared import prepare
+from lora_lab.article.section import Part, parts_of
+from lora_lab.config import compose_run
+from lora_lab.config.places import sweep_names
+from lora_lab.data.taskmix import generate
+from lora_lab.errors import ConfigError, DataError
+from lora_lab.spec import DataSpec
+
+EVERY = sections()
+
+
+def reproduction(folder: Path, budget: str = "small", **said: str) -> Reproduction:
+    return Reproduction(budget, folder, **({"data": "taskmix"} | said))
+
+
+def frames_of(section: Section, folder: Path) -> dict[str, pd.DataFrame]:
+    """Results that were never trained: every point of the section's sweeps, and noise."""
+    job, frames = reproduction(folder), {}
+    for part in section.parts:
+        sweep = job.compose(part).sweep
+        points = [dict(point) for point in sweep.points or ()]
+        space = sweep.space.to_tree()
+        points = [{path: value for path, value in point.items() if path in sweep.space.paths} for point in points]
+        frames[part.name] = frame_of(points, lambda p: 1.0, seeds=sweep.repeats, space=space, sampler="grid")
+        frames[part.name]["steps"] = 24
+        frames[part.name]["eval_accuracy"] = 0.5
+    return frames
+
+
+def test_a_section_for_each_row_of_the_article() -> None:
+    rows = [
+        *("1-consistency", "2-qlora", "3-scheduler", "4-adam-sgd", "5-epochs", "6-layers", "7-alpha", "8-single-gpu"),
+        *("Q1-data", "Q2-domain", "Q3-rank", "Q4-masks", "Q5-overfit", "Q6-sophia", "Q7-memory", "Q8-full"),
+        *("Q9-combine", "Q10-layerwise", "S0-subspace", "S1-learning-rate", "S2-methods", "S3-latency"),
+    ]
+    assert [section.id for section in EVERY] == rows
+    shipped = {name for name in sweep_names() if name.startswith("article/")}
+    assert {part.sweep for part in parts_of(EVERY)} == shipped, "every file belongs to a section"
+
+
+@pytest.mark.parametrize("said", ["Q5", "q5-overfit", "Q5_overfit", "overfit"])
+def test_sections_by_any_of_their_names(said: str) -> None:
+    assert [section.id for section in sections([said])] == ["Q5-overfit"]
+
+
+def test_an_unknown_section_is_refused_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'Q5-overfit'"):
+        sections(["Q5-overfitting"])
+
+
+@pytest.mark.parametrize("budget", ["smoke", "small", "full"])
+def test_every_sweep_composes_under_every_budget(budget: str, tmp_path: Path) -> None:
+    job = reproduction(tmp_path, budget)
+    names = {part.name: job.compose(part).sweep for part in parts_of(EVERY)}
+    runs = sum(sweep.planned_trials * sweep.repeats for sweep in names.values())
+    models = {sweep.base.model.name for name, sweep in names.items() if name not in ("8_single_gpu", "q7_memory")}
+    assert models == {{"smoke": "tiny", "small": "smollm2_135m", "full": "llama2_7b"}[budget]}
+    assert runs > 100
+    if budget == "full":
+        lengths = {sweep.base.data.max_length for name, sweep in names.items() if name.startswith(("1", "2", "6"))}
+        assert lengths == {1304} and names["6_layers"].base.budget.batch_size == 128
+
+
+@pytest.mark.parametrize("section", EVERY, ids=lambda section: section.id)
+def test_every_claim_finds_what_it_looks_at(section: Section, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    sizes = {one.label: Size(one.label, rng.uniform(1, 9), 9, rng.uniform(1, 9), 9.0) for one in section.sizes}
+    frames = frames_of(section, tmp_path)
+    finding = found(section, frames, sizes)
+    assert section.claims or section.needs
+    assert len(finding.verdicts) == len(section.claims)
+    for verdict in finding.verdicts:
+        assert not verdict.test.startswith("not testable"), verdict.sentence
+    assert len(finding.tables) == len(section.tables) + bool(section.sizes)
+    tree = json.loads(json.dumps(finding.to_tree(), allow_nan=False))
+    assert all(verdict.sentence in screen(section, tree) for verdict in finding.verdicts)
+
+
+@pytest.mark.parametrize("section", EVERY, ids=lambda section: section.id)
+def test_every_size_is_a_run(section: Section) -> None:
+    for one in section.sizes:
+        if one.sweep is None:
+            spec = compose_run(planned_run(one.overrides))
+            assert spec.model.name == "llama2_7b" and spec.budget.micro <= 4
+
+
+def test_a_section_is_supported_whole_and_contradicted_by_a_part() -> None:
+    section = next(one for one in EVERY if one.id == "8-single-gpu")
+    good = {one.label: Size(one.label, one.article_gb * 1e9, 9, article=one.article_gb * 1e9) for one in section.sizes}
+    assert found(section, {}, good).status is Status.SUPPORTED
+    label = section.sizes[-1].label
+    assert found(section, {}, good | {label: Size(label, 30e9, 9, article=17.86e9)}).status is Status.CONTRADICTED
+    assert found(section, {}, {}).status is Status.INCONCLUSIVE, "nothing planned, nothing said"
+
+
+def test_the_page_shows_what_is_there_and_how_to_get_the_rest(tmp_path: Path) -> None:
+    section = sections(["6"])[0]
+    sizes = {one.label: Size(one.label, 14e9, 4_194_304, article=14.18e9) for one in section.sizes}
+    tree = found(section, frames_of(section, tmp_path), sizes).to_tree()
+    facts = {"model": "smollm2_135m", "data": "taskmix", "budget": "small", "date": "2026-11-22"}
+    facts |= {"command": "lora-lab reproduce 6", "machine": "2 cores"}
+    text = page(facts | {"sections": {section.id: json.loads(json.dumps(tree))}}, EVERY)
+    assert "| 14.18 | -1.3% |" in text and "query+value" in text
+    assert "lora-lab reproduce Q5-overfit" in text.partition("## Not yet run here")[2]
+    assert text.count("not yet run here") == len(EVERY) - 1
+
+
+def test_prepared_files_are_what_the_sections_say(tmp_path: Path) -> None:
+    for name in ("q1_data", "q2_domain"):
+        prepare(Part(name), tmp_path, scale=0.5)
+    read = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
+    curated, synthetic = read["curated"], read["synthetic"]
+    assert len(synthetic) == 50 * len(curated) == 3200
+    train, _ = generate(DataSpec(train_size=3200, eval_size=1))
+    truth = [(one.instruction, one.input, one.output) for one in train]
+    wrong = [one["output"] != answer for one, (_, _, answer) in zip(synthetic, truth, strict=True)]
+    assert [tuple(one.values()) for one in curated] == truth[:64]
+    assert 0.2 < np.mean(wrong) < 0.3
+    prepare(Part("q1_data"), tmp_path / "other", scale=0.5)
+    again = json.loads((tmp_path / "other" / "synthetic.json").read_text())
+    assert again == synthetic, "the same files everywhere"
+    questions = {one["input"] for one in synthetic}
+    assert not questions & {one["input"] for one in read["clean"]}
+    assert not any(any(c.isdigit() for c in one["prompt"] + one["completion"]) for one in read["instructions"])
+    for one in read["sums"]:
+        a, sign, b = one["prompt"].removeprefix("\n\nQ: What is ").partition("?")[0].split()
+        assert int(one["completion"]) == (int(a) + int(b) if sign == "plus" else int(a) - int(b))
+
+
+def test_real_data_is_read_from_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "real"
+    (folder / "arithmetic").mkdir(parents=True)
+    rows = [{"instruction": "Add.", "input": "1 2", "output": "3"}, {"instruction": "Name a hue.", "output": "Blue"}]
+    (folder / "alpaca_5k.json").write_text(json.dumps(rows))
+    with pytest.raises(DataError, match=r"two_digit_addition\.jsonl: missing"):
+        prepare(Part("q2_domain"), tmp_path / "data", str(folder))
+    for name in ("addition", "subtraction"):
+        line = json.dumps({"context": "\n\nQ: What is 1 plus 2?\n\nA:", "completion": " 3"})
+        (folder / "arithmetic" / f"two_digit_{name}.jsonl").write_text(line + "\n")
+    prepare(Part("q2_domain"), tmp_path / "data", str(folder))
+    kept = json.loads((tmp_path / "data" / "instructions.json").read_text())
+    assert [one["completion"] for one in kept] == ["Blue"], "nothing with a digit in it"
+    assert f"data.path={folder / 'alpaca_5k.json'}" in data_overrides(str(folder))
+
+
+def test_data_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LORA_LAB_DATA", raising=False)
+    with pytest.raises(DataError, match="LORA_LAB_DATA names, and that is not set"):
+        chosen_data("real")
+    with pytest.raises(DataError, match=r"--data: no file 'none\.json'"):
+        chosen_data("none.json")
+    with pytest.raises(DataError, match=r"no alpaca\*\.json"):
+        data_overrides(str(tmp_path))

