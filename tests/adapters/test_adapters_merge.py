@@ -109,7 +109,7 @@ def test_files_are_streamed_to_the_same_tensors_as_a_model_in_memory(
     assert one.keys() == other.keys()
     assert all(
         torch.equal(one[name], other[name]) for name in one if not name.endswith("bias")
-    )  # the files' have values
+    )
 
 
 def test_a_tied_head_is_untied_only_where_it_changes(
