@@ -107,9 +107,7 @@ def test_files_are_streamed_to_the_same_tensors_as_a_model_in_memory(
     one = {name: value for file in files for name, value in load_file(file).items()}
     other = load_file(tmp_path / "held" / "model.safetensors")
     assert one.keys() == other.keys()
-    assert all(
-        torch.equal(one[name], other[name]) for name in one if not name.endswith("bias")
-    )
+    assert all(torch.equal(one[name], other[name]) for name in one if not name.endswith("bias"))
 
 
 def test_a_tied_head_is_untied_only_where_it_changes(
