@@ -95,7 +95,11 @@ def _said(reference: Reference, merged: Merged, onto: str) -> str:
 def _settings(reference: Reference) -> list[tuple[str, ...]]:
     assert reference.spec is not None
     spec = reference.spec
-    rows = [("method", spec.method.name), ("roles", mask_name(spec.method.mask)), ("seed", str(spec.seed))]
+    rows: list[tuple[str, ...]] = [
+        ("method", spec.method.name),
+        ("roles", mask_name(spec.method.mask)),
+        ("seed", str(spec.seed)),
+    ]
     if spec.method.reads("r"):
         rows.append(("r", str(spec.method.r)))
     if spec.method.reads("alpha"):
@@ -114,7 +118,7 @@ def _scores(reference: Reference) -> list[tuple[str, ...]]:
         ("loss (nats a token)", result.base_eval_loss, result.eval_loss),
         ("exact match", result.base_exact_match, result.exact_match),
     ]
-    rows = [(name, _number(base), _number(own)) for name, base, own in pairs if own is not None]
+    rows: list[tuple[str, ...]] = [(name, _number(base), _number(own)) for name, base, own in pairs if own is not None]
     return rows + [(name, "", _number(value)) for name, value in result.scores if isinstance(value, float)]
 
 

@@ -52,7 +52,9 @@ class Change:
             rows = rows + _update(self.factor, part, dtype)
         match self.path:
             case Magnitude(magnitude=magnitude):
-                return rows * (magnitude.detach()[part].to(dtype) / rows.norm(dim=1)).unsqueeze(1)
+                norms = torch.linalg.vector_norm(rows, dim=1).clamp_min(torch.finfo(dtype).tiny)
+                scales: Tensor = magnitude.detach()[part].to(dtype) / norms
+                return rows * scales.unsqueeze(1)
             case Scale(scale=scale, feedforward=True):
                 return rows * scale.detach().to(dtype).view(1, -1)
             case Scale(scale=scale):
@@ -142,7 +144,7 @@ def low_rank(attachment: Attachment, name: str) -> dict[str, LowRank]:
     return found
 
 
-def rows_at_once(shape: tuple[int, ...], numbers: int = 1 << 19) -> int:
-    """Rows of a tensor of ``shape`` in a block of about ``numbers`` numbers (4 MB in float64)."""
+def rows_at_once(shape: tuple[int, ...], numbers: int = 1 << 18) -> int:
+    """Rows of a tensor of ``shape`` in a block of about ``numbers`` numbers (2 MB in float64)."""
     width = shape[1] if len(shape) > 1 else 1
     return max(1, numbers // max(1, width))

@@ -23,6 +23,7 @@ from lora_lab.errors import ModelError, SpecError
 from lora_lab.files import folder_errors, read_json
 from lora_lab.methods import load as load_adapter
 from lora_lab.models import BaseModel
+from lora_lab.models.sources import config_of
 from lora_lab.spec import ModelSpec
 
 
@@ -122,6 +123,19 @@ def export_adapter(reference: Reference, out: Path) -> int:
     return out.stat().st_size
 
 
+def check_gguf(model: ModelSpec, *files: Path | None) -> None:
+    """Refuse what cannot be exported, before anything is merged for it.
+
+    Raises:
+        ModelError: an architecture that has no GGUF form here.
+        SpecError: a file name that does not end in ``.gguf``.
+    """
+    for file in files:
+        if file is not None:
+            _check(file)
+            _known(str(config_of(model).model_type))
+
+
 def _check(out: Path) -> None:
     if out.suffix != ".gguf":
         raise SpecError(f"{out}: a GGUF file's name ends in .gguf.")
@@ -132,7 +146,10 @@ def _dtype(config: Mapping[str, Any]) -> str:
 
 
 def _architecture(shell: BaseModel) -> Architecture:
-    kind = str(shell.model.config.model_type)
+    return _known(str(shell.model.config.model_type))
+
+
+def _known(kind: str) -> Architecture:
     if kind not in ARCHITECTURES:
         raise ModelError(
             f"GGUF: architecture {kind!r} is not written here; it is known for {', '.join(ARCHITECTURES)}. Merge "
@@ -238,9 +255,9 @@ def _tokenizer(writer: Any, shell: BaseModel, folder: Path) -> None:
     writer.add_token_types(types)
     writer.add_token_merges(list(_merges(tree)) or [""])
     for name in ("bos", "eos", "pad", "unk"):
-        index = getattr(shell.tokenizer, f"{name}_token_id", None)
-        if index is not None:
-            getattr(writer, f"add_{name}_token_id")(index)
+        special = getattr(shell.tokenizer, f"{name}_token_id", None)
+        if special is not None:
+            getattr(writer, f"add_{name}_token_id")(special)
     if shell.tokenizer.chat_template:
         writer.add_chat_template(shell.tokenizer.chat_template)
 

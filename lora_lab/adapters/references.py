@@ -11,7 +11,7 @@ import yaml
 
 from lora_lab.analysis import best_configuration, find_sweep, load_results
 from lora_lab.config.compose import compose_run, run_of
-from lora_lab.errors import CheckpointError, ConfigError, MethodError, SpecError, SweepFolderError
+from lora_lab.errors import ConfigError, MethodError, SpecError, SweepFolderError
 from lora_lab.files import read_json
 from lora_lab.methods.attachment import ADAPTER_CONFIG, METHOD_CONFIG
 from lora_lab.spec import MethodSpec, ModelSpec, RunResult, RunSpec, Sweep, from_tree
@@ -58,8 +58,8 @@ def resolve(names: Sequence[str], overrides: Sequence[str] = ()) -> list[Referen
 
     Raises:
         SweepFolderError: a sweep or run that is not there, or has no adapter.
-        CheckpointError: a folder without an adapter, or a torn one.
-        ConfigError: no base model, or adapters of several ones.
+        CheckpointError: a torn file.
+        ConfigError: no adapter of that name, no base model, or adapters of several ones.
     """
     found = [_found(name, overrides) for name in names]
     models = {reference.name: reference.model for reference in found if reference.model is not None}
@@ -122,7 +122,7 @@ def _found(name: str, overrides: Sequence[str]) -> _Found:
             return _of_run(name, sweep / "runs" / run, overrides)
         if sweep_name:
             raise SweepFolderError(f"{name}: {sweep} has no settled run {run}. See: lora-lab report {sweep} --csv.")
-    raise CheckpointError(
+    raise ConfigError(
         f"{name}: no adapter. Give best:SWEEP, SWEEP/RUN (as in rank_alpha/t0003-s1), a folder with "
         f"{ADAPTER_CONFIG} or {METHOD_CONFIG}, or base."
     )

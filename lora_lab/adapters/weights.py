@@ -240,7 +240,7 @@ def write_shard(path: Path, tensors: Sequence[Planned], blocks: Iterator[Tensor]
 
 def _write(file: BinaryIO, block: Tensor) -> int:
     data = block.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return file.write(data)
+    return file.write(data.tobytes())
 
 
 def write_index(folder: Path, places: Mapping[str, str], total: int) -> None:

@@ -52,10 +52,10 @@ def combination_scores(
         matches = exact_match(mount, made, split, spec.evaluation)
     finally:
         mount.unmount()
-    rows = []
+    rows: list[dict[str, object]] = []
     for weights, loss, match in zip(sums, losses, matches, strict=True):
         name = " + ".join(f"{weight:g} {one}" for one, weight in weights.items() if weight != 0) or "base"
-        columns = {f"weight.{one.name}": float(weights.get(one.name, 0.0)) for one in references}
+        columns: dict[str, object] = {f"weight.{one.name}": float(weights.get(one.name, 0.0)) for one in references}
         rows.append({"sum": name, "task": "all", "eval_loss": loss.loss, "exact_match": match.share} | columns)
         rows += [
             {"sum": name, "task": task, "eval_loss": None, "exact_match": share} | columns

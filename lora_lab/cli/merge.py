@@ -48,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
         RunFailed: ``--verify`` found more than rounding explains.
     """
     from lora_lab.adapters import merge, resolve, unmerge
+    from lora_lab.adapters.gguf_files import check_gguf
 
     if args.undo:
         restored = unmerge(Path(args.adapter), args.out, say=_say)
@@ -56,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
     (reference,) = resolve([args.adapter], args.overrides)
     if reference.folder is None:
         raise ConfigError(f"{args.adapter}: there is no adapter to merge, it is the base model. Name a run.")
+    check_gguf(reference.model, args.gguf, args.gguf_adapter)
     merged = merge(reference, args.out, dtype=args.dtype, onto=args.onto, reversible=args.reversible, say=_say)
     for line in lines(reference, merged):
         print(line)

@@ -135,8 +135,8 @@ def grids(found: Comparison) -> list[Grid]:
         )
         out.append(Grid((f"Rank used, by {by} (means over modules)",), head, rows, labels=2))
     if len(found.pairs):
-        frame = found.pairs.groupby(["first", "second", "side"], sort=False)
-        means = frame[["phi_1", "random_phi_1", "phi_r", "random_phi_r", "cosine", "distance"]].mean().reset_index()
+        pairs = found.pairs.groupby(["first", "second", "side"], sort=False)
+        means = pairs[["phi_1", "random_phi_1", "phi_r", "random_phi_r", "cosine", "distance"]].mean().reset_index()
         rows = tuple(
             (
                 str(row["first"]),

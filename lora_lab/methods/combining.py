@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -57,7 +58,8 @@ def combined(
         MethodError: ranks that differ, where ``way`` works on factors.
     """
     modules = dict.fromkeys(name for one in sets for name in one)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The density")  # 1 is what was asked for: nothing is dropped
         torch.default_generator.manual_seed(seed)
         return {
             name: _one(

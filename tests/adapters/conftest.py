@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from adapters.shapes import model_spec, with_values
 
 from lora_lab.adapters.references import Reference
@@ -25,6 +26,10 @@ def stored(tmp_path: Path) -> Callable[..., ModelSpec]:
         if tied:
             base.model.get_output_embeddings().weight = base.model.get_input_embeddings().weight
         base.model.config.tie_word_embeddings = tied
+        generator = torch.Generator().manual_seed(5)
+        for name, parameter in base.model.named_parameters():
+            if name.endswith("bias"):  # a random model's are zero, which hides what is done to them
+                parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
         where = tmp_path / folder
         base.model.save_pretrained(where, max_shard_size=shard)
         base.tokenizer.save_pretrained(where)

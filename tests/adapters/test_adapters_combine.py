@@ -54,6 +54,7 @@ def test_the_sum_of_sets_of_other_ranks_alphas_and_masks_is_exact(saved: Callabl
 
 @pytest.mark.parametrize("way", ["linear", "cat", "svd", "ties", "dare_linear", "dare_ties", "magnitude_prune"])
 @pytest.mark.parametrize("suffix", ["", "_svd"])
+@pytest.mark.filterwarnings("ignore:The density")
 def test_the_ways_are_those_of_stock_peft(way: str, suffix: str, saved: Callable[..., Any]) -> None:
     if suffix and way in ("cat", "svd", "linear"):
         pytest.skip("PEFT has no such way")

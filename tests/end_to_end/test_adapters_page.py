@@ -153,7 +153,6 @@ def test_a_stock_adapter_from_elsewhere_is_taken_and_a_pickle_refused(verb: Call
     said = verb("merge", "stock", "model.dtype=float32", "--out", "stock-merged", "--verify")
     assert "(lora)" in said
     stock.save_pretrained(folder / "pickled", safe_serialization=False)
-    (folder / "pickled" / "adapter_model.safetensors").rename(folder / "pickled" / "adapter_model.bin")
     assert "is a pickle" in verb("merge", "pickled", "model.dtype=float32", "--out", "no", code=2)
     assert "no adapter. Give best:SWEEP" in verb("merge", "nothing-here", "--out", "no", code=2)
     assert "only the base model" in verb("merge", "stock", "method.r=2", "--out", "no", code=2)
