@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from omegaconf import OmegaConf
 from simulated import Simulated
 from test_docs import FENCE
 
