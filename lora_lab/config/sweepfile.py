@@ -64,7 +64,7 @@ def read_sweep_file(path: Path, overridden: Mapping[str, str]) -> SweepFile:
             said = sweep.pop(group)
             body[group] = said if isinstance(said, Mapping) else {"name": said}
     check_tree(SWEEP, body, str(path))
-    if isinstance(sweep, dict) and False:
+    if isinstance(sweep, dict) and sweep.get("allow_code"):
         raise ConfigError(f"{path}: no file allows itself to run code; give sweep.allow_code=true on the command line.")
     for group in GROUPS:
         section = body.get(group)
