@@ -107,10 +107,11 @@ def _compared(frame: pd.DataFrame, table: AblationTable, baseline: Mapping[str, 
     blocks.index = pd.Index(
         [tuple(map(_cell_key, key if several else (key,))) for key in blocks.index], tupleize_cols=False
     )
-    present = [key for key in keys if key in set(blocks.index)]
+    places = {key: i for i, key in enumerate(blocks.index)}
+    present = [key for key in keys if key in places]
     if keys[place] not in present:
         raise SpecError(f"baseline: {_said(table.paths, points[place])} has no completed run.")
-    tests = paired_differences(blocks.loc[present], present.index(keys[place]))
+    tests = paired_differences(blocks.iloc[[places[key] for key in present]], present.index(keys[place]))
     found = dict(zip(present, tests, strict=True))
     width = len(table.columns)
     cells = tuple(

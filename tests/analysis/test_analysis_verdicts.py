@@ -56,7 +56,7 @@ def test_an_opposite_effect_contradicts_and_a_tiny_one_is_too_small() -> None:
     assert tiny.low > 0 and tiny.status is Status.CONTRADICTED
     assert better([0.9, 0.8], [0.1, 0.2], "more is better", direction="maximize").effect == pytest.approx(0.7)
     assert better([1.0, 1.0], [2.0, 2.0], "A wins").status is Status.SUPPORTED
-    assert "A wins: supported. Effect 1" in better([1.0, 1.0], [2.0, 2.0], "A wins").sentence
+    assert "A wins: supported. It is 1" in better([1.0, 1.0], [2.0, 2.0], "A wins").sentence
 
 
 def test_sameness_needs_an_interval_inside_the_margin() -> None:
