@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from absl import logging as absl_logging
 from command import LORA_LAB, environment
 from hypothesis import settings
 from postgres import Postgres, server
@@ -29,6 +31,9 @@ from lora_lab.spec import (
 
 settings.register_profile("lora-lab", deadline=None)  # how fast the machine is, is not what is tested
 settings.load_profile("lora-lab")
+
+# lm-eval's tasks bring absl, whose handler closes its stream when Hydra sets up logging: pytest's own, if it may.
+absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 Value = Callable[[Mapping[str, Any], int], float]
 
