@@ -104,7 +104,8 @@ def sections(names: Sequence[str] = ()) -> list[Section]:
     for name in names:
         if _plain(name) not in known:
             ids = [section.id for section in every]
-            raise ConfigError(f"no section {name!r} of the article{nearest(name, ids)} Sections: {', '.join(ids)}.")
+            near = nearest(name, [*ids, *(id.partition("-")[0] for id in ids)])
+            raise ConfigError(f"no section {name!r} of the article{near} Sections: {', '.join(ids)}.")
     wanted = {known[_plain(name)].id for name in names}
     return [section for section in every if not names or section.id in wanted]
 

@@ -235,14 +235,22 @@ def _plackett_burman(factors: list[Factor], runs: int | None, points: Points) ->
     return Design(points(rows), f"{sentence}; {aliases[0]}", aliases)
 
 
+def _of(base: RunSpec, tree: Mapping[str, Any], path: str) -> Any:
+    """The base's value at ``path``; an optimizer's default where none is given."""
+    part, _, name = path.partition(".")
+    value = at_path(tree, path)
+    return base.optimizer.own.get(name) if value is None and part == "optimizer" else value
+
+
 def _one_at_a_time(space: Space, base: RunSpec) -> Design:
     tree = to_tree(base)
     start: dict[str, Any] = {}
     for path, domain in space.domains:
-        found = domain.take(at_path(tree, path))
+        value = _of(base, tree, path)
+        found = domain.take(value)
         if found is None:
             raise SpaceError(
-                f"sweep.sampler=one_at_a_time begins with the base, whose {path}={at_path(tree, path)!r} is not in the "
+                f"sweep.sampler=one_at_a_time begins with the base, whose {path}={value!r} is not in the "
                 "domain; add it there, or set another base."
             )
         start[path] = found[0]

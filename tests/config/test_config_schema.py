@@ -31,7 +31,7 @@ def test_every_field_of_a_run_is_a_config_key_with_the_same_default() -> None:
     tree = OmegaConf.to_container(OmegaConf.structured(RUN))
     assert isinstance(tree, dict)
     spec = to_tree(RunSpec(model=MODEL))
-    assert tree.pop("device") == "auto"
+    assert tree.pop("device") == "auto" and tree.pop("device_memory") is None
     assert tree["model"]["name"] == "???"
     tree["model"] |= {"name": "m", "path": "p"}
     assert tree == spec
@@ -83,7 +83,18 @@ def test_the_options_are_those_promised() -> None:
             *("plackett_burman", "qmc", "random", "target", "tpe"),
         ],
         "pruner": [
-            *("asha", "hyperband", "median", "none", "patience", "percentile", "target", "threshold", "wilcoxon"),
+            *(
+                "asha",
+                "hyperband",
+                "median",
+                "none",
+                "patience",
+                "percentile",
+                "population",
+                "target",
+                "threshold",
+                "wilcoxon",
+            ),
         ],
         "tracking": ["mlflow", "none"],
         "launcher": ["local", "ray", "slurm"],

@@ -61,7 +61,7 @@ def whole(folder: Path, store: str) -> None:
 
 
 def test_killed_in_the_middle_of_a_sweep_and_restarted(server: MlflowServer, tmp_path: Path) -> None:
-    sweep = start(tmp_path, *words(server.uri), "budget.steps=150", "pack.max_lanes=2")
+    sweep = start(tmp_path, *words(server.uri), "budget.steps=600", "pack.max_lanes=2")
     folder = tmp_path / FOLDER
     until(lambda: len(runs_of(server.store)) >= 2, "runs in MLflow", 120)
     server.kill()
@@ -74,7 +74,7 @@ def test_killed_in_the_middle_of_a_sweep_and_restarted(server: MlflowServer, tmp
     if missing:  # it was away until the end, or is slow: the sweep did not wait for it
         done = start(tmp_path, "sync", str(folder))
         assert done.wait(120) == 0, done.said()
-    whole(folder, server.store)
+    whole(folder, server.uri)
 
 
 def test_away_from_beginning_to_end_and_caught_up_with_by_sync(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_away_from_beginning_to_end_and_caught_up_with_by_sync(tmp_path: Path) -
         server.start()
         done = start(tmp_path, "sync", "rank_alpha")
         assert done.wait(120) == 0 and "everything is in" in done.said(), done.said()
-        whole(tmp_path / FOLDER, server.store)
+        whole(tmp_path / FOLDER, server.uri)
         before = json.dumps([run.to_dictionary() for run in runs_of(server.store).values()], default=str)
         again = start(tmp_path, "sync", "rank_alpha")
         assert again.wait(120) == 0, again.said()

@@ -58,7 +58,7 @@ def fabricated(folder: Path) -> Sweep:
             "method.dropout": {"float": {"low": 0.0, "high": 0.3}},
         }
     )
-    sweep = Sweep("many", base, space, strategy=Strategy("random"), trials=RUNS)
+    sweep = Sweep("many", base, space, sampler=Strategy("random"), trials=RUNS)
     write_json(folder / "sweep.json", sweep.to_tree() | {"key": sweep.key})
     dice = random.Random(0)
     for trial in range(RUNS):
