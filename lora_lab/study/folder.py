@@ -154,7 +154,8 @@ def _without_password(url: str | None) -> str | None:
         return None
     parsed = make_url(url)
     secret = [name for name in parsed.query if "password" in name]
-    return parsed.set(password=None).difference_update_query(secret).render_as_string(hide_password=False)
+    # URL.set takes None for "as it was"
+    return parsed._replace(password=None).difference_update_query(secret).render_as_string(hide_password=False)
 
 
 def _without_userinfo(uri: str | None) -> str | None:
