@@ -20,6 +20,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from services import absent
 
 CONFIG = """
 ClusterName=test
@@ -62,7 +63,7 @@ def sbin(program: str) -> str:
     """The path of a daemon, or skip."""
     found = shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
     if found is None:
-        pytest.skip(f"{program} is not installed (apt-get install slurm-wlm munge)")
+        absent("slurm", f"{program} is not installed (apt-get install slurm-wlm munge)")
     return found
 
 
