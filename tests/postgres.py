@@ -32,7 +32,12 @@ class Postgres:
         self._bin, self._folder = bin, folder
         self._user: list[str] = []
         if os.geteuid() == 0:  # the server refuses to run as root
-            self._user = ["runuser", "-u", "postgres", "--"]
+            self._user = [
+                shutil.which("runuser", path="/usr/sbin:/sbin:/usr/bin:/bin") or "runuser",
+                "-u",
+                "postgres",
+                "--",
+            ]
             account = pwd.getpwnam("postgres")
             folder.mkdir()
             os.chown(folder, account.pw_uid, account.pw_gid)

@@ -99,7 +99,15 @@ def test_put_to_sleep_past_its_lease(tmp_path: Path, same: Same) -> None:
 def test_a_worker_joins_a_sweep_that_runs(tmp_path: Path, same: Same) -> None:
     first = start(tmp_path, *SWEEP, "pack.max_lanes=1")
     until(lambda: begun(tmp_path / FOLDER), "training")
+    first.send(signal.SIGSTOP)  # it would have all done before the second is awake
     second = start(tmp_path, "worker", str(FOLDER), "--lanes", "2")
+    until(lambda: len(claimants(tmp_path / FOLDER)) == 2, "the second worker")
+    first.send(signal.SIGCONT)
     assert (first.wait(), second.wait()) == (0, 0), first.said() + second.said()
     same(tmp_path / FOLDER)
-    assert len({event["worker"] for event in events(tmp_path / FOLDER) if event["op"] == "claim"}) == 2
+    assert len(claimants(tmp_path / FOLDER)) == 2
+
+
+def claimants(folder: Path) -> set[str]:
+    """The workers that have held a run."""
+    return {event["worker"] for event in events(folder) if event["op"] == "claim"}
