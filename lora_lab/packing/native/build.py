@@ -49,7 +49,8 @@ def library() -> ctypes.CDLL | None:
     if os.environ.get(DISABLED) or compiler is None or platform.system() != "Linux":
         return None
     flags = (*FLAGS, *_more_flags())
-    about = [SOURCE.read_text(), *flags, compiler, torch.__version__, _processor()]
+    sources = [file.read_text() for file in sorted(SOURCE.parent.glob("*.[ch]pp"))]  # what it includes is part of it
+    about = [*sources, *flags, compiler, torch.__version__, _processor()]
     digest = hashlib.sha256("\0".join(about).encode()).hexdigest()[:16]
     path = cache_folder() / "kernels" / f"{digest}.so"
     try:
