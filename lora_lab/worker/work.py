@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from lora_lab import models
 from lora_lab.data import Tokenised
-from lora_lab.engine.lane import Lane, LaneJob
+from lora_lab.engine.lane import LaneJob
 from lora_lab.engine.pack import CHECKPOINT_SECONDS, LaneEnd, Pack
 from lora_lab.errors import StorageError, SweepFolderError
 from lora_lab.models import BaseModel
-from lora_lab.packing.paths import Mount
 from lora_lab.spec import (
     SETTLED,
     EvalMetrics,
     ModelSpec,
     Order,
     Outcome,
-    Pairs,
     Recorder,
     RunResult,
     RunSpec,
@@ -37,7 +35,7 @@ from lora_lab.worker.facts import Teller
 from lora_lab.worker.interrupt import Interrupt
 from lora_lab.worker.ports import Queue, Task
 from lora_lab.worker.results import Memory, settle
-from lora_lab.worker.scoring import score_lanes
+from lora_lab.worker.scoring import scores_at_end, scores_during
 
 IDLE_SECONDS = 0.5
 """Between two questions for a run while all that are left are with other workers."""
@@ -102,7 +100,7 @@ class Worker:
             lanes,
             self.checkpoint_seconds,
             keep_checkpoints=self.keep_checkpoints,
-            score=self._score,
+            score=scores_during,
         )
         if lanes > 1:
             self.say(f"training up to {lanes} runs at once on {base.device}, in {show_size(most)}")
@@ -209,7 +207,7 @@ class Worker:
             if end not in mine:
                 self.queue.put_back(self._forget(end.job.run))
         whole = [end.lane for end in mine if end.lane is not None and end.outcome is Outcome.COMPLETED]
-        scored = score_lanes(pack.mount, whole)
+        scored = scores_at_end(pack.mount, whole)
         for end in mine:
             task, started = self._tasks[end.job.run]
             result = settle(
@@ -233,13 +231,6 @@ class Worker:
                 continue
             files.finish(end.lane, result.outcome, keep=self.keep_checkpoints)
             self._end(task, result)
-
-    @staticmethod
-    def _score(mount: Mount, lanes: Sequence[Lane]) -> dict[str, Pairs]:
-        """What lanes that train on are scored by, for the engine."""
-        found = score_lanes(mount, lanes)
-        whole = {run: {} if one.exact_match is None else {"exact_match": one.exact_match} for run, one in found.items()}
-        return {run: pairs(whole[run] | dict(one.scores)) for run, one in found.items()}
 
     def _end(self, task: Task, result: RunResult) -> None:
         """Settle a run, or put it back to be gone on with or tried in another way."""
