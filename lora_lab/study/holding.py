@@ -41,13 +41,12 @@ class Holding(Course):
             while self._queue:
                 place = heapq.heappop(self._queue)
                 run = self.runs[run_id(*place)]
-                if not run.queued or place in seen:
-                    continue
+                if not run.queued or place in seen or self.at_rung(run):
+                    continue  # whoever is promoted comes back by that event
                 seen.add(place)
                 later.append(place)
-                if run.seed not in self.seeds_of(self.trials[run.trial]) or self.at_rung(run):
-                    continue
-                yield run
+                if run.seed in self.seeds_of(self.trials[run.trial]):
+                    yield run
         finally:
             for place in later:
                 self._wait(*place)
