@@ -50,6 +50,7 @@ class Postgres:
     def start(self) -> None:
         """Start the server and wait until it answers."""
         options = f"-c listen_addresses=127.0.0.1 -c port={self.port} -c unix_socket_directories={self._folder}"
+        options += " -c max_connections=300"  # of 64 workers, each of which keeps up to a few
         log = str(self._folder / "log")
         self._call("pg_ctl", "-D", str(self._folder / "data"), "-l", log, "-w", "-o", options, "start")
 

@@ -13,6 +13,9 @@ from lora_lab.engine.lane import Lane
 from lora_lab.packing.paths import Mount
 from lora_lab.spec import EvaluationSpec, Pairs, pairs
 
+EXACT = "exact_match"
+"""Its name among the scores of one evaluation."""
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -36,11 +39,18 @@ def score_lanes(mount: Mount, lanes: Sequence[Lane]) -> dict[str, Scored]:
     return {lane.run: _scored(matches.get(lane.run), benchmarks.get(lane.run, {})) for lane in lanes}
 
 
-def scores_by_run(mount: Mount, lanes: Sequence[Lane]) -> dict[str, Pairs]:
-    """What lanes that train on are scored by, for the engine."""
+def scores_during(mount: Mount, lanes: Sequence[Lane]) -> dict[str, Pairs]:
+    """The same in the form of :attr:`~lora_lab.spec.EvalMetrics.scores`, exact match among them."""
     found = score_lanes(mount, lanes)
-    matches = {run: {} if one.exact_match is None else {"exact_match": one.exact_match} for run, one in found.items()}
-    return {run: pairs(matches[run] | dict(one.scores)) for run, one in found.items()}
+    whole = {run: {} if one.exact_match is None else {EXACT: one.exact_match} for run, one in found.items()}
+    return {run: pairs(whole[run] | dict(one.scores)) for run, one in found.items()}
+
+
+def scores_at_end(mount: Mount, lanes: Sequence[Lane]) -> dict[str, Scored]:
+    """The same of lanes that are done; what their last evaluation scored already is not scored again."""
+    kept = {lane.run: dict(lane.last.scores) for lane in lanes if lane.last is not None and lane.last.step == lane.step}
+    have = {run: Scored(scores.pop(EXACT, None), scores) for run, scores in kept.items() if scores}
+    return have | score_lanes(mount, [lane for lane in lanes if lane.run not in have])
 
 
 def score_base(mount: Mount, split: Split, spec: EvaluationSpec) -> Scored:

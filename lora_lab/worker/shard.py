@@ -32,7 +32,7 @@ from lora_lab.worker import files, stages
 from lora_lab.worker.bases import base_scores, held_bytes, tokenised
 from lora_lab.worker.facts import Teller
 from lora_lab.worker.results import Memory, as_pruned, settle
-from lora_lab.worker.scoring import score_lanes, scores_by_run
+from lora_lab.worker.scoring import scores_at_end, scores_during
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def _train(rank: int, asked: Asked, pipe: Connection) -> Ended:
     before = max(0, held_bytes(base) - _own_bytes(base))
     tokens = tokenised(base, spec, {})
     ports = Ports(pipe, shards)
-    keeping = {"keep_checkpoints": asked.keep_checkpoints, "score": scores_by_run}
+    keeping = {"keep_checkpoints": asked.keep_checkpoints, "score": scores_during}
     pack = Pack(base, ports, ports, 1, asked.checkpoint_seconds, **keeping)
     scores = base_scores(pack.mount, spec, tokens, asked.sweep)
     teller = Teller(base)
@@ -126,7 +126,7 @@ def _train(rank: int, asked: Asked, pipe: Connection) -> Ended:
     (end,) = ends
     if end.lane is None or end.outcome is Outcome.OUT_OF_MEMORY:
         return Ended(lost=Lost(end.outcome, end.message or ""))
-    scored = score_lanes(pack.mount, [end.lane] if end.outcome is Outcome.COMPLETED else [])
+    scored = scores_at_end(pack.mount, [end.lane] if end.outcome is Outcome.COMPLETED else [])
     result = settle(
         as_pruned(end) if end.paused else end,
         base=base,
