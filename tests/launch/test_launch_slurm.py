@@ -59,25 +59,26 @@ def test_without_slurm_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_job_at_its_time_limit_saves_and_is_queued_again(slurm: Slurm, tmp_path: Path) -> None:
-    """Slurm's signal comes up to a minute early, so a limit of a minute with as long to save is at hand at once."""
+    """Its limit is brought near while it trains, so near that Slurm's warning is due at once."""
     endless = (*SWEEP, "pack.max_lanes=1", "budget.steps=100000", "launcher.checkpoint_seconds=1000")
-    limit = ("launcher=slurm", "launcher.time=1", "launcher.grace_seconds=45")
+    limit = ("launcher=slurm", "launcher.time=30", "launcher.grace_seconds=100")
     sweep = start(tmp_path, *endless, *limit, variables=slurm.environment)
     folder = tmp_path / "runs" / "rank_alpha"
 
     def log(op: str) -> list[dict[str, Any]]:
         return [event for event in events(folder) if event["op"] == op] if (folder / "study.log").exists() else []
 
+    until(lambda: any(f.stat().st_size > 2000 for f in folder.glob("runs/*/metrics.jsonl")), "it to train", 400)
+    (job,) = Jobs(folder).all()
+    minutes = int(slurm.call("squeue", "-h", "-j", job.id, "-o", "%M").split(":")[-2])
+    slurm.call("scontrol", "update", f"JobId={job.id}", f"TimeLimit={minutes + 2}")
     until(lambda: log("back"), f"the job to save what it trains\n{sweep.said()}", 400)
     assert [event["cause"] for event in log("back")] == ["PREEMPTED"]
     (run,) = {event["run"] for event in log("back")}
-    saved = folder / "runs" / run / "checkpoint.safetensors"
-    assert saved.exists()
-    until(lambda: len(log("join")) == 2, f"the job to come back\n{sweep.said()}", 400)
-    until(lambda: [event["run"] for event in log("claim")][1:2] == [run], "it to go on with the run", 400)
-    (job,) = Jobs(folder).all()
-    requeued = slurm.call("scontrol", "show", "job", job.id)
-    assert "Restarts=1" in requeued, "the same job, and not another"
+    assert (folder / "runs" / run / "checkpoint.safetensors").exists()
+    until(lambda: len(log("claim")) == 2, f"the job to come back\n{sweep.said()}", 400)
+    assert [event["run"] for event in log("claim")] == [run, run], "it goes on with the run"
+    assert "Restarts=1" in slurm.call("scontrol", "show", "job", job.id) and len(Jobs(folder).all()) == 1
     cancelled = start(tmp_path, "cancel", str(folder), variables=slurm.environment)
     assert cancelled.wait(400) == 0, cancelled.said()
     assert sweep.wait(400) == 130, sweep.said()
