@@ -76,8 +76,8 @@ def in_passes(parts: Sequence[Part], kernels: str) -> list[list[int]]:
 def token_losses(mount: Mount, parts: Sequence[Part]) -> list[LaneLosses]:
     """The loss of every supervised token of every part, each computed as if it were alone.
 
-    Returns one :class:`LaneLosses` a part, differentiable in the parts' adapters. On a divided base each process computes
-    those of some of the sequences, and all get all.
+    Returns one :class:`LaneLosses` a part, differentiable in the parts' adapters. On a divided base each process
+    computes those of some of the sequences, and all get all.
     """
     if mount.base.shards is not None:
         (part,) = parts
