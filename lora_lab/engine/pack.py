@@ -273,8 +273,10 @@ class Pack:
             self._keep(lane, checkpoint.STEM)
         gone = {id(end.lane) for end in ended}
         self.lanes = [lane for lane in self.lanes if id(lane) not in gone]
+        shards = self.base.shards
         for lane in self.lanes:
-            if time.monotonic() - lane.saved_at > self.checkpoint_seconds:
+            due = time.monotonic() - lane.saved_at > self.checkpoint_seconds
+            if due if shards is None else shards.agree(due):
                 self._keep(lane)
         return ended
 

@@ -121,6 +121,10 @@ class EvaluationSpec:
                 tree.pop(name, None)
 
 
+DIVIDED_OPTIMIZERS = ("adamw", "sgd", "lion", "schedulefree_adamw")
+"""Those that give a number the same update wherever it stands, also in a part of a parameter."""
+
+
 @dataclass(frozen=True)
 class RunSpec:
     """One training of one trial with one seed: everything its result depends on."""
@@ -133,6 +137,33 @@ class RunSpec:
     budget: BudgetSpec = BudgetSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.model.divided:
+            self._check_divided()
+
+    def _check_divided(self) -> None:
+        shard, method, optimizer = f"model.shard={self.model.shard}", self.method, self.optimizer.name
+        if method.name not in ("lora", "full"):
+            raise SpecError(
+                f"{shard} and method.name={method.name}: on a divided base lora and full can be trained. Choose one of "
+                "them, or model.shard=none."
+            )
+        if method.name == "lora" and (method.dora or method.init not in ("default", "gaussian")):
+            raise SpecError(
+                f"{shard} and method.init={method.init}, method.dora={str(method.dora).lower()}: these look at whole "
+                "weights, of which a process has a part. Use method.init=default or gaussian and method.dora=false."
+            )
+        if method.name == "full" and optimizer not in DIVIDED_OPTIMIZERS:
+            raise SpecError(
+                f"{shard} and optimizer.name={optimizer} with method.name=full: it looks at whole matrices, of which a "
+                f"process has a part. Use one of {', '.join(DIVIDED_OPTIMIZERS)}."
+            )
+        if optimizer.startswith("sophia"):
+            raise SpecError(
+                f"{shard} and optimizer.name={optimizer}: the base cannot be differentiated twice when it is divided. "
+                "Use another optimizer."
+            )
 
     @property
     def canonical(self) -> dict[str, Any]:

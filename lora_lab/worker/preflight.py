@@ -14,6 +14,7 @@ from lora_lab.files import folder_errors
 from lora_lab.methods import target_modules
 from lora_lab.optim.devices import check_device
 from lora_lab.spec import Mask, MethodSpec, ModelSpec, RunSpec, Sweep
+from lora_lab.worker.devices import check_devices
 
 SPARE_BYTES = 64 * 2**20
 """Free space a sweep's folder must have beside its adapters."""
@@ -47,6 +48,8 @@ def check_runs(specs: Iterable[RunSpec], device: str = "auto") -> None:
         DataError, ModelError, MethodError, SpecError: what cannot be used, and how to mend it.
     """
     specs = list(specs)
+    for spec in specs:
+        check_devices(spec, device)
     for optimizer in dict.fromkeys(spec.optimizer for spec in specs):
         check_device(optimizer, device)
     for dataset in dict.fromkeys(spec.data for spec in specs):
