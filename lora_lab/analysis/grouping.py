@@ -24,7 +24,8 @@ from lora_lab.spec import Choices, Domain, FloatRange, IntRange, Masks, Outcome,
 from lora_lab.spec.objective import DIRECTIONS
 from lora_lab.spec.result import BASE_METRICS
 
-HIGHER_IS_BETTER = frozenset({"exact_match", "eval_accuracy"})
+HIGHER_IS_BETTER = frozenset({"exact_match", "eval_accuracy", "phi"})
+"""``phi`` is the share of directions that two adapters have in common."""
 _SCORES = ("scores.", "base_scores.")
 
 

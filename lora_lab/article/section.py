@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lora_lab.analysis.claims import Claim
+from lora_lab.article.measured import Measurement
 from lora_lab.errors import ConfigError, nearest
 from lora_lab.spec.tree import Pairs, pairs
 
@@ -54,7 +55,10 @@ class Sized:
 
 @dataclass(frozen=True)
 class TableOf:
-    """A table of one sweep: rows by columns of ``metric``, ``extras`` beside, and the article's words by row."""
+    """A table of one sweep: rows by columns of ``metric``, ``extras`` beside, and the article's words by row.
+
+    ``over`` is what its runs repeat, where that is not seeds.
+    """
 
     sweep: str
     rows: tuple[str, ...] = ()
@@ -63,14 +67,15 @@ class TableOf:
     extras: tuple[str, ...] = ("trainable_parameters", "lane_bytes", "seconds")
     baseline: Pairs = field(default_factory=pairs)
     article: Mapping[str, str] = field(default_factory=dict)
+    over: str = "seeds"
 
 
 @dataclass(frozen=True)
 class Section:
     """One row of the article's claims.
 
-    ``says`` is the article's statement, ``here`` what is done about it. ``needs`` names a command of lora-lab that the
-    section waits for; its sweeps run already.
+    ``says`` is the article's statement, ``here`` what is done about it. ``measured`` is what is measured of the trained
+    adapters; claims and tables name its tables as they name sweeps.
     """
 
     id: str
@@ -80,7 +85,7 @@ class Section:
     sizes: tuple[Sized, ...] = ()
     claims: tuple[Claim, ...] = ()
     tables: tuple[TableOf, ...] = ()
-    needs: str = ""
+    measured: Measurement | None = None
 
     @property
     def title(self) -> str:
