@@ -11,15 +11,17 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pandas as pd
 
-from lora_lab.adapters import Reference, resolve
 from lora_lab.analysis import read_results
 from lora_lab.errors import CheckpointError, SpecError
 from lora_lab.files import read_json, write_json
 from lora_lab.spec import Outcome
+
+if TYPE_CHECKING:
+    from lora_lab.adapters import Reference
 
 Say = Callable[[str], None]
 _LOSSES = ("eval_loss", "train_loss", "best_eval_loss")
@@ -75,6 +77,8 @@ def frames_of(measurement: Measurement, folder: Path, budget: str, say: Say) -> 
         SpecError: a sweep has no completed run.
         BadInput: adapters that are gone or cannot be used.
     """
+    from lora_lab.adapters import resolve
+
     results = {part: _completed(folder / part) for part in measurement.parts}
     of = {
         "measurement": repr(measurement),

@@ -6,14 +6,16 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from lora_lab.adapters import Reference, compare_adapters
 from lora_lab.article.measured import Say, Table
-from lora_lab.models import BaseModel, load
+
+if TYPE_CHECKING:
+    from lora_lab.adapters import Reference
+    from lora_lab.models import BaseModel
 
 BASE, OWN, SUM, MEAN, TOGETHER = "base", "the task's own adapter", "sum of all", "mean of all", "trained on all tasks"
 TRAINED, CHANCE = "adapters", "random matrices"
@@ -93,6 +95,8 @@ class Subspaces:
 
     def __call__(self, runs: Mapping[str, Sequence[Reference]], budget: str, say: Say) -> dict[str, Table]:
         """Compare the ranks of each seed."""
+        from lora_lab.adapters import compare_adapters
+
         shared, used = list[dict[str, Any]](), list[dict[str, Any]]()
         for seed in sorted({_seed(one) for one in runs[self.sweep]}):
             mine = sorted((one for one in runs[self.sweep] if _seed(one) == seed), key=_rank)
@@ -171,6 +175,7 @@ class Latency:
 
 
 def _base(runs: Sequence[Reference]) -> BaseModel:
+    from lora_lab.models import load
     from lora_lab.worker.bases import device_name
 
     return load(runs[0].model, device_name("auto"))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora_lab.analysis.claims import Claim
-from lora_lab.article.measured import Measurement
 from lora_lab.errors import ConfigError, nearest
 from lora_lab.spec.tree import Pairs, pairs
+
+if TYPE_CHECKING:
+    from lora_lab.article.measured import Measurement
 
 BUDGETS = ("smoke", "small", "full")
 """How much is trained: seconds on a random model, an hour or two of CPU, the article's own settings on a GPU."""
