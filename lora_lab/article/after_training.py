@@ -100,7 +100,7 @@ SUBSPACE = Section(
 LATENCY = Section(
     "S3-latency",
     "A merged LoRA adds no inference latency; unmerged adapters do.",
-    "An adapter of each kind beside the base and merged into it: prefill of 64 tokens and 16 decoded ones, in one "
+    "An adapter of each kind beside the base and merged into it: prefill of 64 tokens and decoding after it, in one "
     "process, every variant once a round in a new order. Slowdown: the logarithm of the time over the base's; "
     f"{SLOWER} is 5 %.",
     parts=(Part("s3_latency", adapters=True),),

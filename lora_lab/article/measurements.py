@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 
 BASE, OWN, SUM, MEAN, TOGETHER = "base", "the task's own adapter", "sum of all", "mean of all", "trained on all tasks"
 TRAINED, CHANCE = "adapters", "random matrices"
+TIMED: Mapping[str, Mapping[str, Any]] = {
+    "smoke": {"batches": (1, 2), "prompt": 8, "new": 2, "rounds": 3},
+    "small": {"batches": (1, 4), "new": 8, "rounds": 9},
+    "full": {},
+}
+"""How S3 is timed under each budget; see :func:`lora_lab.bench.latency.measure`."""
+ANSWERED = {"smoke": 16, "small": 48, "full": None}
+"""Held-out prompts of Q9 that are answered."""
 SIDES = {"A": "inputs (A)", "B": "outputs (B)"}
 
 
@@ -46,16 +54,15 @@ class Sums:
         base, rows = _base(runs[self.single]), list[dict[str, Any]]()
         for both in runs[self.together]:
             seed, spec = _seed(both), both.spec
-            if spec is None or seed not in own:
-                continue
-            singles = [replace(one, name=_task(one)) for one in own[seed]]
+            singles = [replace(one, name=_task(one)) for one in own.get(seed, ())]
             names = [one.name for one in singles]
+            if spec is None or set(names) != set(spec.data.tasks):
+                say(f"seed {seed} is left out: not every task has an adapter of it")
+                continue
             sums: dict[str, Mapping[str, float]] = {BASE: {}, SUM: dict.fromkeys(names, 1.0)}
             sums |= {MEAN: dict.fromkeys(names, 1 / len(names)), TOGETHER: {TOGETHER: 1.0}}
             sums |= {name: {name: 1.0} for name in names}
-            spec = replace(
-                spec, evaluation=replace(spec.evaluation, exact_match_size=16 if budget == "smoke" else None)
-            )
+            spec = replace(spec, evaluation=replace(spec.evaluation, exact_match_size=ANSWERED[budget]))
             found = combination_scores(base, [*singles, replace(both, name=TOGETHER)], list(sums.values()), spec)
             found = found.assign(combination=np.repeat(list(sums), len(found) // len(sums)))
             rows += _scores(found[found["task"] != "all"], names, seed)
@@ -154,8 +161,7 @@ class Latency:
 
         base = _base(runs[self.sweep])
         named = list({one.method: replace(one, name=one.method) for one in runs[self.sweep]}.values())
-        how = {"batches": (1, 2), "prompt": 8, "new": 2, "rounds": 3} if budget == "smoke" else {}
-        found = measure(base, variants(base, named, say=say), say=say, **how)
+        found = measure(base, variants(base, named, say=say), say=say, **TIMED[budget])
         wide = found.set_index(["round", "batch", "phase"])
         theirs = wide[wide["variant"] == BASE]["seconds"]
         rows = [
