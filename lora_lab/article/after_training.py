@@ -91,9 +91,16 @@ SUBSPACE = Section(
     ),
     tables=(
         TableOf("s0_subspace", ("method.r",)),
-        TableOf("s0_shared", ("ranks", "side"), "of", "phi", extras=()),
-        TableOf("s0_shared", ("ranks", "side"), "of", "phi_r", extras=()),
-        TableOf("s0_used", ("r", "role"), extras=("effective_rank", "amplification", "random_amplification")),
+        TableOf("s0_shared", ("ranks", "side"), "of", "phi", extras=(), ranked=False),
+        TableOf("s0_shared", ("ranks", "side"), "of", "phi_r", extras=(), ranked=False),
+        TableOf("s0_used", ("r",), "role", "rank_90", extras=(), ranked=False),
+        TableOf(
+            "s0_used",
+            ("r", "role"),
+            metric="amplification",
+            extras=("random_amplification", "effective_rank"),
+            ranked=False,
+        ),
     ),
 )
 
@@ -118,7 +125,7 @@ LATENCY = Section(
         _slower("ia3", "(IA)³ beside the base"),
     ),
     tables=(
-        TableOf("s3_latency", ("variant", "phase"), "batch", "milliseconds", extras=(), over="rounds"),
-        TableOf("s3_latency", ("variant", "phase"), "batch", "slowdown", extras=(), over="rounds"),
+        TableOf("s3_latency", ("variant", "phase"), "batch", "milliseconds", extras=(), over="rounds", ranked=False),
+        TableOf("s3_latency", ("variant", "phase"), "batch", "slowdown", extras=(), over="rounds", ranked=False),
     ),
 )

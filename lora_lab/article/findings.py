@@ -78,8 +78,9 @@ def _table(said: TableOf, frame: pd.DataFrame) -> Grid:
         baseline=baseline,
         extras=(*said.extras, *scores) if said.columns is None else (),
     )
-    title = (f"{said.sweep}: {table.title[0]}", *(line.replace("seeds", said.over) for line in table.title[1:]))
-    grid = replace(table.grid, title=title)
+    of = table.title[0] if said.ranked else said.metric
+    title = (f"{said.sweep}: {of}", *(line.replace("seeds", said.over) for line in table.title[1:]))
+    grid = replace(table.grid, title=title, **({} if said.ranked else {"best": None}))
     if not said.article:
         return grid
     return replace(

@@ -59,7 +59,8 @@ class Sized:
 class TableOf:
     """A table of one sweep: rows by columns of ``metric``, ``extras`` beside, and the article's words by row.
 
-    ``over`` is what its runs repeat, where that is not seeds.
+    ``over`` is what its runs repeat, where that is not seeds; ``ranked`` is false of numbers that are neither better nor
+    worse than one another.
     """
 
     sweep: str
@@ -70,6 +71,7 @@ class TableOf:
     baseline: Pairs = field(default_factory=pairs)
     article: Mapping[str, str] = field(default_factory=dict)
     over: str = "seeds"
+    ranked: bool = True
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 from simulated_sweeps import frame_of
 
 from lora_lab.analysis.claims import Size
@@ -27,8 +26,8 @@ from lora_lab.config import compose_run
 from lora_lab.config.places import sweep_names
 from lora_lab.data.taskmix import generate
 from lora_lab.errors import ConfigError, DataError
-from lora_lab.files import write_json, write_text
-from lora_lab.spec import DataSpec, RunResult, pairs, to_tree
+from lora_lab.files import write_json
+from lora_lab.spec import DataSpec, RunResult, to_tree
 
 EVERY = sections()
 COMBINATIONS = (BASE, OWN, SUM, MEAN, TOGETHER)
@@ -179,17 +178,16 @@ class Count:
         return "Count()"
 
 
-def test_a_measurement_is_made_once_and_again_when_runs_have_come(tmp_path: Path) -> None:
+def test_a_measurement_is_made_once_and_again_when_runs_have_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one = Count([])
+    monkeypatch.setattr("lora_lab.adapters.resolve", list)
 
     def run(seed: int) -> None:
         tree = {"run": f"t0000-s{seed}", "trial": 0, "seed": seed, "key": f"key-{seed}", "outcome": "COMPLETED"}
-        folder = tmp_path / "demo" / "runs" / tree["run"]
-        folder.mkdir(parents=True)
-        spec = compose_run(["model=tiny", "method.roles=[]"])
-        result = RunResult(**tree, point=pairs(), eval_loss=1.0)
-        write_json(folder / "result.json", to_tree(result))
-        write_text(folder / ".hydra" / "config.yaml", yaml.safe_dump(to_tree(spec)))
+        result = to_tree(RunResult.from_tree(tree))
+        write_json(tmp_path / "demo" / "runs" / str(tree["run"]) / "result.json", result)
 
     run(0)
     for _ in range(2):
