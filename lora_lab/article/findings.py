@@ -80,7 +80,9 @@ def _table(said: TableOf, frame: pd.DataFrame) -> Grid:
     )
     of = table.title[0] if said.ranked else said.metric
     title = (f"{said.sweep}: {of}", *(line.replace("seeds", said.over) for line in table.title[1:]))
-    grid = replace(table.grid, title=title, **({} if said.ranked else {"best": None}))
+    grid = replace(table.grid, title=title)
+    if not said.ranked:
+        grid = replace(grid, best=None)
     if not said.article:
         return grid
     return replace(

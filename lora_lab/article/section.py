@@ -59,8 +59,8 @@ class Sized:
 class TableOf:
     """A table of one sweep: rows by columns of ``metric``, ``extras`` beside, and the article's words by row.
 
-    ``over`` is what its runs repeat, where that is not seeds; ``ranked`` is false of numbers that are neither better nor
-    worse than one another.
+    ``over`` is what its runs repeat, where that is not seeds; ``ranked`` is false of numbers of which none is better
+    than another.
     """
 
     sweep: str
