@@ -17,7 +17,8 @@ from lora_lab.spec import MethodSpec
 
 @torch.no_grad()
 def begin(factors: Mapping[str, LowRank], base: BaseModel, spec: MethodSpec, seed: int) -> None:
-    """Give ``factors`` (by module) the values of what ``spec`` combines; modules that none of them changes keep theirs.
+    """Give ``factors`` (by module) the values of what ``spec`` combines; modules that none of them changes keep theirs,
+    and so do ranks that are left over: ``A`` random and ``B`` zero, which is nothing until it is trained.
 
     ``seed`` draws what DARE drops.
 
@@ -40,7 +41,6 @@ def begin(factors: Mapping[str, LowRank], base: BaseModel, spec: MethodSpec, see
         A, B = whole.product()
         if len(A) > factor.rank:
             A, B = nearest_of_rank(A, B, factor.rank)
-        factor.A[len(A) :] = 0
         factor.B[:, len(A) :] = 0
         factor.A[: len(A)] = A.to(factor.A)
         factor.B[:, : len(A)] = (whole.scaling / factor.scaling) * B.to(factor.B)

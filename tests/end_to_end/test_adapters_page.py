@@ -43,8 +43,14 @@ SWEEP = (
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which ``lora-lab sweep`` has left ``runs/demo``."""
     where = tmp_path_factory.mktemp("adapters")
+    assert not sweep(where, *SWEEP)
+    return where
+
+
+def sweep(where: Path, *words: str, code: int = 0) -> str:
+    """Runs ``lora-lab sweep`` in a folder; what it complained of where that is expected."""
     ran = subprocess.run(
-        [LORA_LAB, "sweep", *SWEEP],
+        [LORA_LAB, "sweep", *words],
         cwd=where,
         env=environment(),
         capture_output=True,
@@ -52,8 +58,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         timeout=280,
         check=False,
     )
-    assert ran.returncode == 0, ran.stderr
-    return where
+    assert ran.returncode == code, ran.stderr
+    return ran.stderr if code else ""
 
 
 @pytest.fixture
@@ -167,7 +173,7 @@ def test_weights_are_found_by_a_sweep(verb: Callable[..., str], folder: Path) ->
     text = page.partition("# weights.yaml")[2].partition("```")[0]
     (folder / "weights.yaml").write_text(text)
     shared = [word for word in SWEEP if word.startswith(("data.", "evaluation."))]
-    verb("sweep", "weights.yaml", "sweep.name=weights", "tracking=none", *shared)
+    sweep(folder, "weights.yaml", "sweep.name=weights", "tracking=none", *shared)
     frame = load_results(folder / "runs" / "weights")
     assert (frame["outcome"] == "COMPLETED").all() and (frame["steps"] == 0).all()
     assert len(frame) == 8 and frame["method.weights.one"].nunique() == 8
@@ -180,5 +186,5 @@ def test_weights_are_found_by_a_sweep(verb: Callable[..., str], folder: Path) ->
     base = load(compose_run(["model=tiny"]).model)
     one, other = (low_rank(load_adapter(path, base), "it") for path in (run, folder / "by-hand"))
     assert distance(one, other) < 1e-5
-    said = verb("sweep", "weights.yaml", "sweep.name=wrong", "method.adapters.two=runs/demo/runs/t0009-s0", code=2)
-    assert "no adapter is in runs/demo/runs/t0009-s0" in said
+    wrong = ("weights.yaml", "sweep.name=wrong", "tracking=none", "method.adapters.two=runs/demo/runs/t0009-s0")
+    assert "no adapter is in runs/demo/runs/t0009-s0" in sweep(folder, *wrong, code=2)
