@@ -161,7 +161,8 @@ class Latency:
 
         base = _base(runs[self.sweep])
         named = list({one.method: replace(one, name=one.method) for one in runs[self.sweep]}.values())
-        found = measure(base, variants(base, named, say=say), say=say, **TIMED[budget])
+        timed = variants(base, named, say=say)
+        found = measure(base, timed, say=say, **TIMED[budget])
         wide = found.set_index(["round", "batch", "phase"])
         theirs = wide[wide["variant"] == BASE]["seconds"]
         rows = [
@@ -175,7 +176,7 @@ class Latency:
             }
             for row in found.to_dict("records")
         ]
-        order = list(dict.fromkeys([BASE, *(str(row["variant"]) for row in rows)]))
+        order = [one.name for one in timed]
         rows.sort(key=lambda row: (order.index(str(row["variant"])), row["batch"], row["seed"]))
         return {"s3_latency": Table(("variant", "phase", "batch"), "milliseconds", tuple(rows))}
 
