@@ -117,6 +117,8 @@ def measure(
                     tokens = batch * (prompt if phase == "prefill" else new)
                     rows.append((turn, variant.name, batch, phase, seconds, tokens, memory))
         say(f"batch {batch}: {rounds} rounds of {len(variants)} variants")
+    names = [variant.name for variant in variants]
+    rows.sort(key=lambda row: (batches.index(row[2]), row[0], names.index(row[1])))
     return pd.DataFrame(rows, columns=["round", "variant", "batch", "phase", "seconds", "tokens", "memory"])
 
 
