@@ -28,6 +28,8 @@ from lora_lab.spec.tree import from_tree, to_tree, with_paths
 class BudgetSpec:
     """How long a run trains: ``steps`` (optimizer steps) or ``epochs``, one epoch if neither is given.
 
+    With ``steps=0`` a run is scored as its method begins, and not trained.
+
     ``batch_size`` examples make one optimizer step, in micro-batches of ``micro_batch_size``
     (``None``: the whole batch at once). With ``checkpointing`` a layer keeps only its input for the backward and
     computes the rest again there: less memory, more time, the same result.
@@ -47,7 +49,8 @@ class BudgetSpec:
             )
         if self.epochs is not None and not (math.isfinite(self.epochs) and self.epochs > 0):
             raise SpecError(f"budget.epochs: must be a positive number, got {self.epochs!r}.")
-        positive("budget.steps", self.steps)
+        if self.steps != 0:
+            positive("budget.steps", self.steps)
         positive("budget.batch_size", self.batch_size)
         positive("budget.micro_batch_size", self.micro_batch_size)
         if self.micro_batch_size is not None and self.micro_batch_size > self.batch_size:
