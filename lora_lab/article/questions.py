@@ -16,7 +16,7 @@ from lora_lab.analysis.claims import (
     Side,
 )
 from lora_lab.article.results import ALL, ALL_256, LORA, NF4, QLORA, QV, ROLES, SIX, WORTH, at
-from lora_lab.article.section import Part, Section, Sized, TableOf
+from lora_lab.article.section import Part, ScoresOf, Section, Sized, TableOf
 from lora_lab.spec.tree import pairs
 
 RATE, METHOD = "optimizer.lr", "method.name"
@@ -37,11 +37,19 @@ _FP32 = Sized("LoRA float32, q+v r=8", (QV, "model.dtype=float32", "method.dtype
 _SMALL = Sized("a quarter of the model (8 layers), nf4, q+v r=8", (QV, NF4, "model.config.num_hidden_layers=8"))
 _RATES = Part("s1_learning_rate", full=("sweep.space.optimizer.lr=[3e-5,1e-4,3e-4,1e-3,3e-3]",))
 _FULL_RATES = Part("q8_full", full=("sweep.space.optimizer.lr=[1e-6,3e-6,1e-5,3e-5,1e-4]",))
+POINTS = 0.02
+"""Share of a benchmark's documents, the smallest difference that is called noticeable here."""
 _OTHERS = ("prompt_tuning", "prefix_tuning", "bottleneck", "llama_adapter")
 
 
 def _labels(sizes: tuple[Sized, ...]) -> tuple[str, ...]:
     return tuple(size.label for size in sizes)
+
+
+def _forgotten(said: str, task: str) -> Claim:
+    score = f"{task}.acc"
+    gains = Gains(Side("q2_domain"), f"scores.{score}", f"base_scores.{score}", sign=-1, smallest=POINTS)
+    return Claim(said, gains)
 
 
 def _uneven(ranks: list[int], said: str) -> Claim:
@@ -81,15 +89,28 @@ QUESTIONS = (
     Section(
         "Q2-domain",
         "Arithmetic gets worse than the base model when the data has no arithmetic.",
-        "Trained on instructions without a digit; scored, before and after, by the loss of the right answers to sums.",
-        parts=(Part("q2_domain", own_data=True, full=("budget.steps=390", "budget.epochs=null")),),
+        "Trained on instructions without a digit; scored, before and after, by the loss of the right answers to sums, "
+        f"and by greedy answers to sums of two and four digits. Worse: {WORTH} nats, or {POINTS:.0%} of the sums.",
+        parts=(
+            Part(
+                "q2_domain",
+                own_data=True,
+                smoke=("evaluation.limit=20",),
+                full=("budget.steps=390", "budget.epochs=null", "evaluation.limit=null"),
+            ),
+        ),
         claims=(
             Claim(
                 "The right answers to sums lose likelihood",
                 Gains(Side("q2_domain"), sign=-1, smallest=WORTH),
             ),
+            _forgotten("Fewer two-digit additions are answered right", "offline_arithmetic_2da"),
+            _forgotten("Fewer two-digit subtractions are answered right", "offline_arithmetic_2ds"),
         ),
-        tables=(TableOf("q2_domain", ("seed",), extras=("base_eval_loss", "eval_accuracy", "train_loss")),),
+        tables=(
+            TableOf("q2_domain", ("seed",), extras=("base_eval_loss", "eval_accuracy", "train_loss")),
+            ScoresOf("q2_domain"),
+        ),
     ),
     Section(
         "Q3-rank",

@@ -66,6 +66,13 @@ class TableOf:
 
 
 @dataclass(frozen=True)
+class ScoresOf:
+    """A table of one sweep's benchmark scores, a row a metric: the base model's, and the mean over all its runs."""
+
+    sweep: str
+
+
+@dataclass(frozen=True)
 class Section:
     """One row of the article's claims.
 
@@ -79,7 +86,7 @@ class Section:
     parts: tuple[Part, ...] = ()
     sizes: tuple[Sized, ...] = ()
     claims: tuple[Claim, ...] = ()
-    tables: tuple[TableOf, ...] = ()
+    tables: tuple[TableOf | ScoresOf, ...] = ()
     needs: str = ""
 
     @property

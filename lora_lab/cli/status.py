@@ -105,6 +105,7 @@ def status_tree(record: SweepRecord, results: Sequence[Mapping[str, Any]]) -> di
         "stopped": found.stopped if found else None,
         "refused": {str(trial): why for trial, why in found.refused.items()} if found else {},
         "shared": found.shared if found else {},
+        "stages": {str(t["run"]): t["stage"] for t in results if t.get("stage")},
         "waiting": list(found.waiting) if found else [],
         "copies": {str(trial): list(origin) for trial, origin in found.copies.items()} if found else {},
         "branches": branches,
@@ -263,6 +264,11 @@ def search_lines(tree: Mapping[str, Any]) -> list[str]:
     if shared := tree["shared"]:
         run, other = next(iter(shared.items()))
         lines.append(f"{len(shared)} runs share the result of an equal run ({run} that of {other})")
+    if stages := tree["stages"]:
+        run, began = next(iter(stages.items()))
+        lines.append(
+            f"{len(stages)} runs went on from where a shorter one of the same settings ended ({run} from {began})"
+        )
     if tree["waiting"]:
         lines.append(f"{len(tree['waiting'])} trials are paused at a rung")
     if copies := tree["copies"]:

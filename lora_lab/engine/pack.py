@@ -61,7 +61,7 @@ class Pack:
         max_lanes: lanes at most; halved by itself whenever the device runs out of memory.
         checkpoint_seconds: a lane is saved at a step boundary when its last checkpoint is older than this.
         keep_checkpoints: a lane that ends well leaves a checkpoint from which it could go on.
-        score: scores lanes that ask for it at every evaluation (``evaluation.during``) while they train.
+        score: scores lanes that ask for it at every evaluation (``evaluation.during``).
     """
 
     def __init__(
@@ -325,7 +325,11 @@ class Pack:
             self._evaluate_all(lanes[: len(lanes) // 2])
             self._evaluate_all(lanes[len(lanes) // 2 :])
             return
-        asking = [lane for lane in lanes if lane.spec.evaluation.during and not lane.done]
+        asking = [
+            lane
+            for lane, metrics in zip(lanes, found, strict=True)
+            if lane.spec.evaluation.during and math.isfinite(metrics.loss)
+        ]
         scores = self.score(self.mount, asking) if self.score is not None and asking else {}
         found = [replace(m, scores=scores.get(lane.run, m.scores)) for lane, m in zip(lanes, found, strict=True)]
         for lane, metrics in zip(lanes, found, strict=True):

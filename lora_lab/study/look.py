@@ -8,9 +8,10 @@ from typing import Any
 
 from lora_lab.errors import LoraLabError
 from lora_lab.files import read_json
+from lora_lab.study.entries import WorkerState
 from lora_lab.study.lease import is_gone
 from lora_lab.study.log import Unreachable
-from lora_lab.study.state import State, WorkerState
+from lora_lab.study.state import State
 
 STORAGE_VARIABLE = "LORA_LAB_STORAGE"
 """The environment variable that gives the storage's URL where it has a password, which no file keeps."""

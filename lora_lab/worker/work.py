@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
 
 from lora_lab import models
 from lora_lab.data import Tokenised
-from lora_lab.engine.lane import Lane, LaneJob
+from lora_lab.engine.lane import LaneJob
 from lora_lab.engine.pack import CHECKPOINT_SECONDS, LaneEnd, Pack
 from lora_lab.errors import StorageError, SweepFolderError
 from lora_lab.models import BaseModel
-from lora_lab.packing.paths import Mount
 from lora_lab.spec import (
     SETTLED,
     EvalMetrics,
     ModelSpec,
     Order,
     Outcome,
-    Pairs,
     Recorder,
     RunResult,
     RunSpec,
@@ -36,56 +33,12 @@ from lora_lab.worker.bases import BaseScores, base_scores, device_name, held_byt
 from lora_lab.worker.capacity import Capacity, device_label, in_smaller_parts
 from lora_lab.worker.facts import Teller
 from lora_lab.worker.interrupt import Interrupt
+from lora_lab.worker.ports import Queue, Task
 from lora_lab.worker.results import Memory, settle
-from lora_lab.worker.scoring import score_lanes
+from lora_lab.worker.scoring import scores_at_end, scores_during
 
 IDLE_SECONDS = 0.5
 """Between two questions for a run while all that are left are with other workers."""
-
-
-class Task(Protocol):
-    """A run as the queue hands it out (:class:`lora_lab.study.Run` is one)."""
-
-    @property
-    def trial(self) -> int: ...
-    @property
-    def id(self) -> str: ...
-    @property
-    def point(self) -> Mapping[str, Any]: ...
-    @property
-    def spec(self) -> RunSpec: ...
-    @property
-    def key(self) -> str: ...
-    @property
-    def parent(self) -> str | None: ...
-    @property
-    def parent_step(self) -> int | None: ...
-    @property
-    def fresh_optimizer(self) -> bool: ...
-    @property
-    def stage(self) -> str | None: ...
-    @property
-    def stem(self) -> bool: ...
-    @property
-    def alone(self) -> bool: ...
-    @property
-    def halvings(self) -> int: ...
-    @property
-    def attempt(self) -> int: ...
-
-
-class Queue(Protocol):
-    """Where runs come from and where their results go (:class:`lora_lab.study.Study` is one)."""
-
-    def next_run(self, *, company: bool) -> Task | None: ...
-    def waiting(self) -> bool: ...
-    def settle(self, run: Any, result: RunResult) -> bool: ...
-    def put_back(self, run: Any) -> None: ...
-    def pause(self, run: Any, result: RunResult) -> None: ...
-    def try_again(self, run: Any, outcome: Outcome, *, company: bool) -> bool: ...
-    def report(self, run: Any, metrics: EvalMetrics) -> Verdict: ...
-    def orders(self) -> Mapping[str, Order]: ...
-    def saved(self, run: Any, step: int) -> None: ...
 
 
 @dataclass
@@ -147,7 +100,7 @@ class Worker:
             lanes,
             self.checkpoint_seconds,
             keep_checkpoints=self.keep_checkpoints,
-            score=self._score,
+            score=scores_during,
         )
         if lanes > 1:
             self.say(f"training up to {lanes} runs at once on {base.device}, in {show_size(most)}")
@@ -254,7 +207,7 @@ class Worker:
             if end not in mine:
                 self.queue.put_back(self._forget(end.job.run))
         whole = [end.lane for end in mine if end.lane is not None and end.outcome is Outcome.COMPLETED]
-        scored = score_lanes(pack.mount, whole)
+        scored = scores_at_end(pack.mount, whole)
         for end in mine:
             task, started = self._tasks[end.job.run]
             result = settle(
@@ -278,13 +231,6 @@ class Worker:
                 continue
             files.finish(end.lane, result.outcome, keep=self.keep_checkpoints)
             self._end(task, result)
-
-    @staticmethod
-    def _score(mount: Mount, lanes: Sequence[Lane]) -> dict[str, Pairs]:
-        """What lanes that train on are scored by, for the engine."""
-        found = score_lanes(mount, lanes)
-        whole = {run: {} if one.exact_match is None else {"exact_match": one.exact_match} for run, one in found.items()}
-        return {run: pairs(whole[run] | dict(one.scores)) for run, one in found.items()}
 
     def _end(self, task: Task, result: RunResult) -> None:
         """Settle a run, or put it back to be gone on with or tried in another way."""

@@ -41,6 +41,11 @@ def frames_of(section: Section, folder: Path) -> dict[str, pd.DataFrame]:
         frames[part.name] = frame_of(points, lambda p: 1.0, seeds=sweep.repeats, space=space, sampler="grid")
         frames[part.name]["steps"] = 24
         frames[part.name]["eval_accuracy"] = 0.5
+        for task in sweep.base.evaluation.tasks:
+            scores = {"acc": [0.1 + seed / 100 for seed in frames[part.name]["seed"]], "acc_stderr": 0.02, "n": 200}
+            for metric, values in scores.items():
+                frames[part.name][f"scores.{task}.{metric}"] = values
+                frames[part.name][f"base_scores.{task}.{metric}"] = 0.25
     return frames
 
 
@@ -120,6 +125,19 @@ def test_the_page_shows_what_is_there_and_how_to_get_the_rest(tmp_path: Path) ->
     assert "| 14.18 | -1.3% |" in text and "query+value" in text
     assert "lora-lab reproduce Q5-overfit" in text.partition("## Not yet run here")[2]
     assert text.count("not yet run here") == len(EVERY) - 1
+
+
+def test_scores_before_and_after_stand_beside_each_other(tmp_path: Path) -> None:
+    section = sections(["Q2"])[0]
+    frames = frames_of(section, tmp_path)
+    grid = found(section, frames, {}).tables[-1]
+    seeds = frames["q2_domain"]["seed"]
+    tasks = [f"offline_arithmetic_{name}.acc" for name in ("2da", "2ds", "4da", "4ds")]
+    assert [row[0] for row in grid.rows] == tasks, "what says how sure a score is has no row of its own"
+    after = 0.1 + seeds.mean() / 100
+    half = 2.776 * seeds.std() / 100 / 5**0.5  # Student's t of five runs
+    row = ("200", "0.2500", f"{after:.4f} ±{half:.4f}", f"{after - 0.25:+.4f}")
+    assert len(seeds) == 5 and all(one[1:] == row for one in grid.rows)
 
 
 def test_prepared_files_are_what_the_sections_say(tmp_path: Path) -> None:

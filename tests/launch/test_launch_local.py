@@ -62,7 +62,7 @@ def test_workers_have_cores_and_threads_of_their_own_and_end_with_ctrl_c(
     monkeypatch.setenv("OMP_NUM_THREADS", "64")
     sweep = start(tmp_path, *TWO, "launcher.cpus_per_worker=1")
     folder = tmp_path / FOLDER
-    until(lambda: len(joined(folder)) == 2, f"two to train\n{sweep.said()}", 400)
+    until(lambda: len(joined(folder)) == 2, "two to train", 400, sweep.said)
     workers = [psutil.Process(pid) for pid in joined(folder)]
     cores = [worker.cpu_affinity() for worker in workers]
     assert [len(mine) for mine in cores] == [1, 1]
@@ -80,7 +80,7 @@ def test_workers_have_cores_and_threads_of_their_own_and_end_with_ctrl_c(
 def test_a_second_ctrl_c_ends_workers_that_do_not_listen(tmp_path: Path) -> None:
     sweep = start(tmp_path, *TWO)
     folder = tmp_path / FOLDER
-    until(lambda: len(joined(folder)) == 2, f"two to train\n{sweep.said()}", 400)
+    until(lambda: len(joined(folder)) == 2, "two to train", 400, sweep.said)
     workers = [psutil.Process(pid) for pid in joined(folder)]
     for worker in workers:
         worker.suspend()  # they hear nothing

@@ -16,9 +16,9 @@ from processes import until
 
 from lora_lab.spec import Execution, LauncherSpec, Order, Outcome
 from lora_lab.study import Study
+from lora_lab.study.entries import WorkerState
 from lora_lab.study.lease import Watch, this_process
 from lora_lab.study.log import Unreachable
-from lora_lab.study.state import WorkerState
 
 SPACE = {"method.r": {"choices": [2, 4, 8, 16]}}
 

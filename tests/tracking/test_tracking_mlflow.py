@@ -200,6 +200,18 @@ def test_a_shared_result_is_a_child_too(training, execution, client, experiment)
     assert artifacts(client, run) == ["config.json"]
 
 
+def test_a_run_says_whose_checkpoint_it_began_from(training, execution, client, experiment):
+    (first, second, third, *_) = training.runs()
+    training.settle(*first)
+    training.settle(*second, stage="t0000-s0@2")
+    training.settle(*third, parent="t0000-s0", parent_step=4)
+    send(training, execution, client)
+    tags = [in_mlflow(client, experiment)[1][name].data.tags for name in (first[0], second[0], third[0])]
+    assert not {"stage", "parent"} & set(tags[0])
+    assert tags[1]["stage"] == "t0000-s0@2"
+    assert (tags[2]["parent"], tags[2]["parent_step"]) == ("t0000-s0", "4")
+
+
 def test_a_diverging_loss_is_sent_as_it_is(training, execution, client, experiment):
     name, _, _, spec = next(training.runs())
     training.record(name, spec, last=1)

@@ -97,9 +97,12 @@ class Gains:
     smallest: float = 0.0
 
     def __call__(self, claim: str, evidence: Evidence) -> Verdict:
-        """Paired t test of trained against untrained, a pair a run."""
+        """Paired t test of trained against untrained, a pair a run. A share that is near zero cannot get worse."""
         trained, untrained = self.side.values(evidence, self.metric), self.side.values(evidence, self.base)
         common = [block for block in trained.index if block in untrained.index]
+        before = float(untrained[common].mean())
+        if self.sign < 0 and higher_is_better(self.metric) and before <= 2 * self.smallest:
+            raise SpecError(f"{self.base} is {before:.3g}, too little to lose {self.smallest:g} of it")
         good, bad = trained[common].tolist(), untrained[common].tolist()
         if self.sign < 0:
             good, bad = bad, good
