@@ -63,9 +63,9 @@ class DividedFull(Full):
 
     def collect(self) -> None:
         """See :class:`Attachment`. FSDP has added them already, to each process's part."""
-        for name, part in self.parts.items():
-            if part.grad is not None:
-                self.own[name].grad, part.grad = part.grad.to_local(), None
+        for name, mine in self.parts.items():
+            if mine.grad is not None:
+                self.own[name].grad, mine.grad = mine.grad.to_local(), None
 
     def norm(self, gradients: Sequence[Tensor]) -> Tensor:
         """See :class:`Attachment`."""
