@@ -52,7 +52,7 @@ class Flops:
         attention = self._pair * ((self.layers - work.lowest) * pairs + _real(sequences) * work.keys)
         own = 2 * (tokens * (work.token + work.trained) + 2 * work.forward)
         inputs = body + head + 2 * attention + own
-        return self.forward(sequences, attachment) + inputs + (body + head if work.whole else 0)
+        return float(self.forward(sequences, attachment) + inputs + (body + head if work.whole else 0))
 
 
 def _real(sequences: Sequences) -> int:

@@ -156,7 +156,8 @@ class Attachment:
 
     def norm(self, gradients: Sequence[Tensor]) -> Tensor:
         """The length of all gradients together, of which this process has ``gradients``; a scalar."""
-        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        length: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(gradients))))
+        return length
 
     def penalty(self) -> Tensor | None:
         """What is added to the loss of an optimizer step, once, however many micro-batches it has; a scalar."""

@@ -77,5 +77,7 @@ def _operations(step: Step) -> list[str]:
 def _combined(shares: Sequence[Fraction], numbers: Sequence[np.ndarray]) -> np.ndarray | None:
     """The sum of ``numbers``, each times its share; ``None`` where that is not made of whole numbers."""
     common = math.lcm(*(share.denominator for share in shares))
-    total = sum(int(share * common) * one.astype(object) for share, one in zip(shares, numbers, strict=True))
+    total = np.zeros_like(numbers[0], dtype=object)
+    for share, one in zip(shares, numbers, strict=True):
+        total = total + int(share * common) * one.astype(object)
     return None if np.any(total % common) else (total // common).astype(np.int64)

@@ -105,15 +105,22 @@ def _train(rank: int, asked: Asked, pipe: Connection) -> Ended:
         torch.cuda.set_device(device)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # they are all on this machine
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    place = {"rank": rank, "world_size": spec.model.shards}
-    dist.init_process_group(backend, init_method=f"file://{asked.rendezvous}", **place)
+    rendezvous = f"file://{asked.rendezvous}"
+    dist.init_process_group(backend, init_method=rendezvous, rank=rank, world_size=spec.model.shards)
     shards = Shards(rank, spec.model.shards, trains(spec))
     base = models.load(spec.model, str(device), shards)
     before = max(0, held_bytes(base) - _own_bytes(base))
     tokens = tokenised(base, spec, {})
     ports = Ports(pipe, shards)
-    keeping = {"keep_checkpoints": asked.keep_checkpoints, "score": scores_during}
-    pack = Pack(base, ports, ports, 1, asked.checkpoint_seconds, **keeping)
+    pack = Pack(
+        base,
+        ports,
+        ports,
+        1,
+        asked.checkpoint_seconds,
+        keep_checkpoints=asked.keep_checkpoints,
+        score=scores_during,
+    )
     scores = base_scores(pack.mount, spec, tokens, asked.sweep)
     teller = Teller(base)
     if shards.first:

@@ -42,7 +42,9 @@ def train_wide(asked: Asked, controller: Controller, recorder: Recorder) -> Ende
         try:
             for rank in range(count):
                 mine, theirs = context.Pipe()
-                process = context.Process(target=shard.hold, args=(rank, asked, theirs), name=f"shard {rank}")
+                process: BaseProcess = context.Process(
+                    target=shard.hold, args=(rank, asked, theirs), name=f"shard {rank}"
+                )
                 process.start()
                 theirs.close()
                 pipes.append(mine)
@@ -85,8 +87,7 @@ def _serve(
                     controller.saved(run, step)
                 case (name, *arguments):
                     getattr(recorder, name)(*arguments)
-        for sentinel in (one for one in ready if not isinstance(one, Connection)):
-            process = sentinels[sentinel]
+        for sentinel, process in [(one, sentinels[one]) for one in ready if isinstance(one, int)]:
             process.join()
             if process.exitcode == 0 and process is not processes[0]:
                 del sentinels[sentinel]  # it has done its part
