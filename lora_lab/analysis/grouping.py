@@ -27,7 +27,8 @@ from lora_lab.spec.result import BASE_METRICS
 if TYPE_CHECKING:
     import pandas as pd
 
-HIGHER_IS_BETTER = frozenset({"exact_match", "eval_accuracy"})
+HIGHER_IS_BETTER = frozenset({"exact_match", "eval_accuracy", "phi"})
+"""``phi`` is the share of directions that two adapters have in common."""
 _SCORES = ("scores.", "base_scores.")
 
 

@@ -62,10 +62,6 @@ def found(section: Section, frames: Mapping[str, pd.DataFrame], sizes: Mapping[s
     tables += [_measured_table([s for s in here if not math.isnan(s.measured)])]
     tables += [_table_of(table, frames[table.sweep]) for table in section.tables if table.sweep in frames]
     notes = [f"{part.name}: no results yet" for part in section.parts if part.name not in frames and not part.planned]
-    if section.needs:
-        notes.append(
-            f"The rest of the claim needs `{section.needs}`; the adapters it works on are those of this sweep."
-        )
     notes += [line for name, frame in frames.items() for line in _losses(name, frame)]
     return Finding(section, tuple(verdicts), tuple(grid for grid in tables if grid is not None), tuple(notes))
 
@@ -116,7 +112,11 @@ def _table(said: TableOf, frame: pd.DataFrame) -> Grid:
         baseline=baseline,
         extras=(*said.extras, *_metrics(frame)) if said.columns is None else (),
     )
-    grid = replace(table.grid, title=(f"{said.sweep}: {table.title[0]}", *table.title[1:]))
+    of = table.title[0] if said.ranked else said.metric
+    title = (f"{said.sweep}: {of}", *(line.replace("seeds", said.over) for line in table.title[1:]))
+    grid = replace(table.grid, title=title)
+    if not said.ranked:
+        grid = replace(grid, best=None)
     if not said.article:
         return grid
     return replace(

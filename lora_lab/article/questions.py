@@ -15,6 +15,7 @@ from lora_lab.analysis.claims import (
     Rises,
     Side,
 )
+from lora_lab.article.after_training import COMBINE, LATENCY, SUBSPACE
 from lora_lab.article.results import ALL, ALL_256, LORA, NF4, QLORA, QV, ROLES, SIX, WORTH, at
 from lora_lab.article.section import Part, ScoresOf, Section, Sized, TableOf
 from lora_lab.spec.tree import pairs
@@ -225,14 +226,7 @@ QUESTIONS = (
         ),
         tables=(TableOf("q8_full", (RATE,)), TableOf("s1_learning_rate", (RATE,))),
     ),
-    Section(
-        "Q9-combine",
-        "Several LoRA sets can be added into one weight.",
-        "One adapter for each of three tasks, to be added and scored on every task.",
-        parts=(Part("q9_combine", own_data=True, adapters=True, full=("data=taskmix", "data.max_length=128")),),
-        tables=(TableOf("q9_combine", ("data.tasks",)),),
-        needs="lora-lab combine",
-    ),
+    COMBINE,
     Section(
         "Q10-layerwise",
         "Ranks can differ by layer; untested.",
@@ -246,20 +240,7 @@ QUESTIONS = (
         claims=(_uneven([14, 8, 2], "lower"), _uneven([2, 8, 14], "upper")),
         tables=(TableOf("q10_layerwise", ("method.rank_groups",), baseline=pairs({"method.rank_groups": [8, 8, 8]})),),
     ),
-    Section(
-        "S0-subspace",
-        "Adapters of different rank share their top singular directions; rank 1 on query and value can be enough.",
-        f"Ranks 1, 8 and 64. Enough: rank 1 is less than {WORTH} nats worse than rank 64.",
-        parts=(Part("s0_subspace", adapters=True, full=("sweep.repeats=1",)),),
-        claims=(
-            Claim(
-                "Rank 64 is not better than rank 1",
-                NotBetter(at("s0_subspace", "method.r", 64), at("s0_subspace", "method.r", 1), WORTH),
-            ),
-        ),
-        tables=(TableOf("s0_subspace", ("method.r",)),),
-        needs="lora-lab subspace",
-    ),
+    SUBSPACE,
     Section(
         "S1-learning-rate",
         "LoRA wants a higher learning rate than full fine-tuning (about 10 times).",
@@ -293,12 +274,5 @@ QUESTIONS = (
         ),
         tables=(TableOf("s2_methods", (METHOD,), RATE),),
     ),
-    Section(
-        "S3-latency",
-        "A merged LoRA adds no inference latency; unmerged adapters do.",
-        "An adapter of each kind, to be timed merged and unmerged.",
-        parts=(Part("s3_latency", adapters=True),),
-        tables=(TableOf("s3_latency", (METHOD,)),),
-        needs="lora-lab latency",
-    ),
+    LATENCY,
 )

@@ -94,7 +94,8 @@ def _load(manager: TaskManager, wanted: list[str], names: Sequence[str]) -> dict
     except LoraLabError:
         raise
     except Exception as error:  # whatever a task's data can do: a hub, a network, a file, a function
-        said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        lines = (line.strip().rstrip(".") for line in str(error).splitlines())
+        said = next(filter(None, lines), type(error).__name__)
         raise DataError(
             f"evaluation.tasks={','.join(names)}: a task or its data cannot be loaded: {said}. Without a network, "
             "evaluation.task_data=FOLDER takes local copies of the article's tasks, evaluation.include_path=FOLDER "

@@ -118,8 +118,9 @@ class Pack:
     # -- joining and leaving --------------------------------------------------------------------------
 
     def _fill(self, source: Source) -> list[LaneEnd]:
-        ended = []
-        while len(self.lanes) < self.max_lanes:
+        ended: list[LaneEnd] = []
+        done: list[Lane] = []
+        while len(self.lanes) + len(done) + len(ended) < self.max_lanes:  # who ends at once has its result first
             if self._waiting:
                 self.lanes.append(self._waiting.popleft())
                 continue
@@ -135,12 +136,8 @@ class Pack:
                 continue
             self.mount.mount(lane.attachment)
             self.recorder.started(lane.run, lane.spec, lane.total, lane.first_step)
-            if lane.done:
-                self._evaluate([lane])
-                ended.append(LaneEnd(job, lane, Outcome.COMPLETED))
-            else:
-                self.lanes.append(lane)
-        return ended
+            (done if lane.done else self.lanes).append(lane)
+        return ended + self._judge(done)
 
     def _obey(self) -> list[LaneEnd]:
         """Do what the controller wants done with single lanes."""
@@ -273,8 +270,10 @@ class Pack:
             self._keep(lane, checkpoint.STEM)
         gone = {id(end.lane) for end in ended}
         self.lanes = [lane for lane in self.lanes if id(lane) not in gone]
+        shards = self.base.shards
         for lane in self.lanes:
-            if time.monotonic() - lane.saved_at > self.checkpoint_seconds:
+            due = time.monotonic() - lane.saved_at > self.checkpoint_seconds
+            if due if shards is None else shards.agree(due):
                 self._keep(lane)
         return ended
 

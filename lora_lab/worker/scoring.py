@@ -10,7 +10,6 @@ from lora_lab.bench.exact_match import ExactMatch, exact_match
 from lora_lab.bench.scores import benchmark, flat
 from lora_lab.data import Split
 from lora_lab.engine.lane import Lane
-from lora_lab.methods import Attachment
 from lora_lab.packing.paths import Mount
 from lora_lab.spec import EvaluationSpec, Pairs, pairs
 
@@ -57,13 +56,12 @@ def scores_at_end(mount: Mount, lanes: Sequence[Lane]) -> dict[str, Scored]:
 def score_base(mount: Mount, split: Split, spec: EvaluationSpec) -> Scored:
     """The same of the base model, but for its benchmarks."""
     asked = spec.exact_match and split.generative
-    return _scored(exact_match(mount, [None], split, spec)[0] if asked else None, {})
+    return _scored(exact_match(mount, [mount.nobody], split, spec)[0] if asked else None, {})
 
 
 def base_benchmarks(mount: Mount, spec: EvaluationSpec) -> dict[str, float]:
     """The benchmark scores of the base model."""
-    nobody: list[Attachment | None] = [None]
-    return flat(benchmark(mount, nobody, spec)[0])
+    return flat(benchmark(mount, [mount.nobody], spec)[0])
 
 
 def _matches(mount: Mount, lanes: Sequence[Lane]) -> list[tuple[Lane, ExactMatch]]:

@@ -483,3 +483,22 @@ def test_a_store_is_made_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(Crash):
         connect(f"sqlite:///{tmp_path}/mlflow.db")
     assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_what_a_killed_process_left_of_a_store_is_removed(tmp_path):
+    import multiprocessing
+    import os
+    import socket
+
+    process = multiprocessing.get_context("forkserver").Process(target=int)
+    process.start()
+    process.join()
+    mine = f".mlflow.db.{socket.gethostname()}."
+    left = [tmp_path / f"{mine}{process.pid}", tmp_path / f"{mine}{process.pid}-journal"]
+    others = [tmp_path / f"{mine}{os.getppid()}", tmp_path / f".mlflow.db.elsewhere.{process.pid}"]
+    for file in (*left, *others):
+        file.write_bytes(b"half")
+    (tmp_path / "mlflow.db").write_bytes(b"whole")
+    connect(f"sqlite:///{tmp_path}/mlflow.db")
+    assert [file.exists() for file in (*left, *others)] == [False, False, True, True]
+    assert (tmp_path / "mlflow.db").read_bytes() == b"whole"
