@@ -272,9 +272,7 @@ def search_lines(tree: Mapping[str, Any]) -> list[str]:
         lines.append(f"{len(shared)} runs share the result of an equal run ({run} that of {other})")
     if stages := tree["stages"]:
         run, began = next(iter(stages.items()))
-        lines.append(
-            f"{len(stages)} runs went on from where a shorter one of the same settings ended ({run} from {began})"
-        )
+        lines.append(f"{len(stages)} runs began with the steps of a shorter one ({run} with {began})")
     if tree["waiting"]:
         lines.append(f"{len(tree['waiting'])} trials are paused at a rung")
     if copies := tree["copies"]:

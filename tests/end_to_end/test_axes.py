@@ -30,7 +30,6 @@ AXES = {
     "method.rslora": "false, true",
     "method.dora": "false, true",
     "method.rank_budget": "null, 6",
-    "method.rank_shape": "constant, linear, decay, groups",
     "method.name": "lora, vera, ia3",
     "method.init": "default, gaussian",
     "optimizer.lr": "1e-2, 1e-1",
@@ -52,7 +51,7 @@ AXES = {
     "model.quantization": "none, nf4, int8",
 }
 """Config path -> the base's value, and others."""
-BASE = ("method.alpha_over_r=null", "schedule.warmup_steps=0", "method.r_last=2", "method.rank_groups=[4,1]")
+BASE = ("method.alpha_over_r=null", "schedule.warmup_steps=0")
 
 
 def train(folder: Path, *overrides: str) -> list[RunResult]:
@@ -107,6 +106,8 @@ def test_masks_and_switches_of_roles_are_axes(tmp_path: Path) -> None:
     assert [by_key[result.key].eval_loss for result in switches] == [result.eval_loss for result in switches]
 
 
+SHAPES = ("method.rank_shape=linear", "method.r_last=2", "sweep.space={method.rank_shape: [linear, decay]}")
+GROUPS = ("method.rank_shape=groups", "method.rank_groups=[4,1]", "sweep.space={method.rank_groups: [[4, 1], [1, 4]]}")
 TASKS = ("data.tasks=[reversal]", "sweep.space={data.tasks.addition: [true, false]}")
 MOMENTUM = "optimizer.momentum: {choices: [0.1, 0.9], when: {optimizer.name: sgd}}"
 
@@ -114,6 +115,8 @@ MOMENTUM = "optimizer.momentum: {choices: [0.1, 0.9], when: {optimizer.name: sgd
 @pytest.mark.parametrize(
     ("name", "overrides", "completed", "refused"),
     [
+        ("rank shapes", SHAPES, 2, 0),
+        ("rank groups", GROUPS, 2, 0),
         ("tasks", TASKS, 2, 0),
         ("conditions", (f"sweep.space={{optimizer.name: [adamw, sgd], {MOMENTUM}}}",), 3, 0),
         ("constraints", ("sweep.space={method.r: [2, 4, 64]}", "sweep.constraints=['parameters < 10000']"), 2, 1),

@@ -238,11 +238,11 @@ class TestUncertainWrites:
             run = study.next_run()
             real, calls = study._session.log.exclusive, []
 
-            def breaks():
+            def breaks(meanwhile):
                 calls.append(1)
                 if len(calls) > 1:
-                    return real()
-                return Breaking(real(), durable)
+                    return real(meanwhile)
+                return Breaking(real(meanwhile), durable)
 
             monkeypatch.setattr(study._session.log, "exclusive", breaks)
             assert study.settle(run, result_of(run))
