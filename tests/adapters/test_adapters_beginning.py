@@ -66,7 +66,7 @@ def test_other_ways_are_those_of_combine(two: tuple[Any, Any, Any]) -> None:
 
 def test_what_cannot_begin_so_is_refused(two: tuple[Any, Any, Any], tmp_path: Any, saved: Callable[..., Any]) -> None:
     one, other, base = two
-    with pytest.raises(MethodError, match=r"method\.adapters\.other changes 6 modules .* mlp"):
+    with pytest.raises(MethodError, match=r"method\.adapters\.other changes 6 modules .*mlp"):
         attach(base, begun(one, other, roles=("query", "value")), 0)
     with pytest.raises(MethodError, match=r"no adapter is in .*nothing, seen from"):
         attach(base, begun(one, replace(other, folder=tmp_path / "nothing")), 0)
