@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from absl import logging as absl_logging
+from browser import Browser
 from command import LORA_LAB, environment
 from hypothesis import settings
 from postgres import Postgres, server
@@ -121,6 +122,14 @@ def fabricate(tmp_path: Path) -> Callable[..., Sweep]:
 def postgres() -> Iterator[Postgres]:
     """A PostgreSQL server for the whole session; take a database of your own from it."""
     yield from server()
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """Chromium, for the whole session."""
+    started = Browser(tmp_path_factory.mktemp("browser"))
+    yield started
+    started.close()
 
 
 @pytest.fixture

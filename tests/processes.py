@@ -1,7 +1,8 @@
 """``lora-lab`` in real processes that start in a fraction of a second: forked from one that has its imports done.
 
 ``start("sweep", …, dies=…)`` runs the command line in a process of its own, whose output goes to a file. ``dies`` names
-the place where it kills itself with SIGKILL: ``module:Class.method``, the number of the call, before or after it.
+the place where it kills itself with SIGKILL: ``module:Class.method``, the number of the call, before or after it; or
+where it sleeps until it is woken.
 """
 
 from __future__ import annotations
@@ -53,6 +54,14 @@ class Death:
 
 
 @dataclass(frozen=True)
+class Sleep:
+    """SIGSTOP after each of these ``calls`` of ``place``: there it stands until :meth:`Started.wake`."""
+
+    place: str
+    calls: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class HalfWrite:
     """SIGKILL in the middle of the ``call``-th write of a checkpoint, half of it written."""
 
@@ -87,6 +96,14 @@ class Started:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.process.pid, number)
 
+    def asleep(self) -> bool:
+        """It has come to a place where it sleeps."""
+        return bool(psutil.Process(self.process.pid).status() == psutil.STATUS_STOPPED)
+
+    def wake(self) -> None:
+        """Let it go on."""
+        self.send(signal.SIGCONT)
+
     def said(self) -> str:
         """What it has said so far, errors included."""
         return self.output.read_text(errors="replace") if self.output.exists() else ""
@@ -102,7 +119,7 @@ def context() -> ForkServerContext:
 def start(
     folder: Path,
     *words: str,
-    dies: Death | HalfWrite | None = None,
+    dies: Death | Sleep | HalfWrite | None = None,
     limit: int | None = None,
     as_user: bool = False,
     variables: Mapping[str, str] | None = None,
@@ -138,7 +155,7 @@ def _run(
     folder: str,
     output: str,
     words: tuple[str, ...],
-    dies: Death | HalfWrite | None,
+    dies: Death | Sleep | HalfWrite | None,
     limit: int | None,
     as_user: bool,
     variables: Mapping[str, str] | None,
@@ -169,11 +186,8 @@ def _run(
     os._exit(code)
 
 
-def _arm(dies: Death | HalfWrite) -> None:
-    if isinstance(dies, HalfWrite):
-        place, call, after = "lora_lab.engine.checkpoint:write_bytes", dies.call, False
-    else:
-        place, call, after = dies.place, dies.call, dies.after
+def _arm(dies: Death | Sleep | HalfWrite) -> None:
+    place = "lora_lab.engine.checkpoint:write_bytes" if isinstance(dies, HalfWrite) else dies.place
     module, _, path = place.partition(":")
     owner: Any = importlib.import_module(module)
     *parents, name = path.split(".")
@@ -183,15 +197,18 @@ def _arm(dies: Death | HalfWrite) -> None:
 
     def dying(*args: Any, **kwargs: Any) -> Any:
         calls.append(name)
-        if len(calls) == call and isinstance(dies, HalfWrite):
+        due = not isinstance(dies, Sleep) and len(calls) == dies.call
+        if due and isinstance(dies, HalfWrite):
             path, data = args[:2]
             path.parent.mkdir(parents=True, exist_ok=True)
             path.with_name(f".{path.name}.half").write_bytes(data[: len(data) // 2])
-        if len(calls) == call and not after:
+        if due and not (isinstance(dies, Death) and dies.after):
             os.kill(os.getpid(), signal.SIGKILL)
         value = real(*args, **kwargs)
-        if len(calls) == call:
+        if due:
             os.kill(os.getpid(), signal.SIGKILL)
+        if isinstance(dies, Sleep) and len(calls) in dies.calls:
+            os.kill(os.getpid(), signal.SIGSTOP)
         return value
 
     setattr(owner, name, dying)

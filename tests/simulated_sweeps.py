@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -98,3 +100,13 @@ def large(configurations: int, seed: int = 0) -> pd.DataFrame:
         )
 
     return frame_of(points, truth, space=Space.from_tree(space).to_tree(), rng=rng)
+
+
+def curves_of(folder: Path, runs: list[str], steps: int = 20) -> None:
+    """A spool with ``steps`` steps and five evaluations a run."""
+    for run in runs:
+        lines = [json.dumps({"kind": "step", "step": i, "loss": 2 - i / steps}) for i in range(1, steps + 1)]
+        lines += [json.dumps({"kind": "evaluation", "step": i * steps // 4, "loss": 2.1 - i / 5}) for i in range(5)]
+        path = folder / "runs" / run / "metrics.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(lines) + "\n")

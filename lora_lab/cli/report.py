@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,16 +50,19 @@ def run(args: argparse.Namespace) -> int:
         SweepFolderError: no such sweep, no result yet, or a file that cannot be written.
         SpecError: an axis, metric or baseline that the sweep does not have.
         CheckpointError: a result file is torn.
+        StorageError: an MLflow store that is not there, does not answer, or has no such sweep.
     """
     if args.top < 1:
         raise SpecError(f"--top: must be 1 or more, got {args.top}.")
     record, frame = _read(args)
-    if args.csv:
-        print(csv_text(frame), end="")
+    if args.csv and args.html is None and args.figures is None:
+        print(csv_text(frame), end="")  # needs no analysis
         return 0
     report = analysed(args, frame, record.folder)
     written = write_files(args, record, frame, report)
-    if args.json:
+    if args.csv:
+        print(csv_text(frame), end="")
+    elif args.json:
         print(json.dumps(report_tree(record, frame, report), indent=1, allow_nan=False))
     elif args.markdown:
         print(markdown_text(record, frame, report, args.top), end="")
@@ -68,8 +72,9 @@ def run(args: argparse.Namespace) -> int:
         print(report.table.csv(), end="")
     elif not written:
         _screen(record, frame, report, args.top)
+    shaped = args.csv or args.json or args.markdown or args.latex or args.cells
     for line in written:
-        print(line)
+        print(line, file=sys.stderr if shaped else sys.stdout)  # what a script reads stays whole
     return 0
 
 
@@ -85,8 +90,12 @@ def _read(args: argparse.Namespace) -> tuple[SweepRecord, pd.DataFrame]:
         return read_sweep(folder), load_results(folder)
     if args.sweep is None:
         raise SpecError("--store: name the sweep, as in: lora-lab report rank_alpha --store sqlite:///mlflow.db")
-    from lora_lab.tracking import read_store
+    from lora_lab.cli.ui import check_store
+    from lora_lab.spec import TrackingSpec
+    from lora_lab.tracking import check, read_store
 
+    check_store(args.store)
+    check(TrackingSpec(uri=args.store))
     tree, results = read_store(args.sweep, args.store, args.experiment)
     if not results:
         raise SweepFolderError(f"sweep {args.sweep!r} has no settled run in that store yet. Wait for the first one.")
@@ -135,7 +144,7 @@ def write_files(args: argparse.Namespace, record: SweepRecord, frame: pd.DataFra
 
     written = []
     if args.html is not None:
-        text = html_page(report, f"Sweep {record.name}", headline(record, frame), facts(frame, report), troubles(frame))
+        text = html_page(report, record.name, headline(record, frame), facts(frame, report), troubles(frame))
         with folder_errors(args.html):
             write_text(args.html, text)
         written.append(f"{args.html} ({len(text.encode()) / 1e6:.1f} MB)")
@@ -152,8 +161,7 @@ def facts(frame: pd.DataFrame, report: Report) -> list[tuple[str, str]]:
     if report.best is not None:
         best = report.best
         found.append(("Best configuration", best.configuration.name or "the base settings"))
-        around = f" ± {best.configuration.std:.2g}" if math.isfinite(best.configuration.std) else ""
-        found.append((best.metric, f"{best.configuration.mean:.4g}{around}"))
+        found.append((best.metric, f"{best.configuration.mean:.4g}"))
         if best.configuration.base is not None:
             found.append(("Base model", f"{best.configuration.base:.4g}"))
     if report.consistency.icc is not None and math.isfinite(report.consistency.icc.value):

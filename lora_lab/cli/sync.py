@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.follow:
         return follow(Path(args.sweep[0]))
-    if not args.wait > 0:
+    if not 0 < args.wait <= threading.TIMEOUT_MAX:
         raise SpecError(f"--wait: must be a positive number of seconds, got {args.wait:g}.")
     missing = []
     for name in args.sweep or [None]:

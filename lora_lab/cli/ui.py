@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_lab.errors import StorageError
+from lora_lab.errors import SpecError, StorageError
 
 if TYPE_CHECKING:
     from lora_lab.spec import TrackingSpec
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 HELP = "open the MLflow UI on the store that a sweep writes to"
 EXAMPLE = "lora-lab ui rank_alpha --port 5001"
 
+PORT = 5000
+"""Of MLflow's UI where none is asked for."""
 PATIENCE_SECONDS = 5.0
 """For MLflow to end after Ctrl-C."""
 
@@ -26,7 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "sweep", nargs="?", help="a sweep's name in runs/, or its folder (default: the newest in runs/)"
     )
-    parser.add_argument("--port", type=int, metavar="N", help="port of the UI (default: 5000)")
+    parser.add_argument("--port", type=int, default=PORT, metavar="N", help=f"port of the UI (default: {PORT})")
     parser.add_argument("--print", action="store_true", dest="only_print", help="print the command, start nothing")
 
 
@@ -37,8 +40,11 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         SweepFolderError: no such sweep.
-        StorageError: the sweep keeps no MLflow record, or its store is not there yet.
+        SpecError: no such port.
+        StorageError: the sweep keeps no MLflow record, or its store is not there yet; the port is taken.
     """
+    if not 1 <= args.port <= 65535:
+        raise SpecError(f"--port: must be 1 to 65535, got {args.port}.")
     from lora_lab.analysis import find_sweep
     from lora_lab.tracking import redact, ui_command
 
@@ -49,14 +55,15 @@ def run(args: argparse.Namespace) -> int:
         _say_links(folder, uri, redact(uri))
         return 0
     command = ui_command(uri)
-    if args.port is not None:
+    if args.port != PORT:
         command = [*command, "--port", str(args.port)]
-    address = f"http://127.0.0.1:{args.port or 5000}"
+    address = f"http://127.0.0.1:{args.port}"
     if args.only_print:
         print(shlex.join(redact(part) for part in command))
         _say_links(folder, uri, address)
         return 0
     check_store(uri)
+    _check_port(args.port)
     print(shlex.join(redact(part) for part in command))
     _say_links(folder, uri, address)
     print(f"Open {address} in a browser; Ctrl-C ends it.", flush=True)
@@ -72,9 +79,28 @@ def _say_links(folder: Path, uri: str, address: str) -> None:
     from lora_lab.tracking import links
 
     found = links(folder, uri)
-    if found is not None:
+    if found is None:
+        print(f"Nothing of {folder} is there yet; lora-lab sync {shlex.quote(str(folder))} sends it.")
+    else:
         print(f"All its runs:   {address.rstrip('/')}{found.table}")
         print(f"Compared:       {address.rstrip('/')}{found.compare}")
+
+
+def _check_port(port: int) -> None:
+    """Refuse a port that another program listens on: a browser would show that one.
+
+    Raises:
+        StorageError: it is taken.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as MLflow's server does: a closed one is free
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise StorageError(
+                f"port {port} cannot be listened on ({error.strerror}). Perhaps a UI runs there already; "
+                f"choose another: --port {port % 65535 + 1}."
+            ) from error
 
 
 def _stopped(process: subprocess.Popen[bytes]) -> int:

@@ -32,11 +32,15 @@ def read_store(sweep: str, uri: str, experiment: str | None = None) -> tuple[dic
     outcome is still going on and left out. ``total_parameters`` and the like are there as far as MLflow was told them.
 
     Raises:
-        StorageError: no such experiment or sweep; the names that are there are given.
+        StorageError: the store cannot be read, or has no such experiment or sweep; the names that are there are given.
     """
-    client = connect(uri)
     where = f"the MLflow store {redact(uri)}"
-    experiments = {e.name: e.experiment_id for e in client.search_experiments()}
+    try:
+        client = connect(uri)
+        experiments = {e.name: e.experiment_id for e in client.search_experiments()}
+    except Exception as error:  # whatever a store can do
+        cause = redact(str(error)).strip().splitlines()[0]
+        raise StorageError(f"{where} cannot be read ({cause}). Is this the URI that the sweep was sent to?") from error
     if experiment is not None and experiment not in experiments:
         raise StorageError(
             f"{where} has no experiment {experiment!r}{nearest(experiment, experiments)} "

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
-from simulated_sweeps import frame_of, large
+from simulated_sweeps import curves_of, frame_of, large
 
 from lora_lab.analysis import ablation_table, draw, html_page, load_results, report_of
 from lora_lab.analysis.figure import DARK, LIGHT, plotly
@@ -25,16 +25,6 @@ from lora_lab.spec import Outcome, Sweep, all_masks
 Fabricate = Callable[..., Sweep]
 SPACE = {"method.r": {"choices": [2, 8, 32]}, "method.alpha_over_r": {"choices": [0.5, 1, 2]}}
 MEGABYTE = 1e6
-
-
-def write_curves(folder: Path, runs: list[str], steps: int = 20) -> None:
-    """A spool with ``steps`` steps and five evaluations a run."""
-    for run in runs:
-        lines = [json.dumps({"kind": "step", "step": i, "loss": 2 - i / steps}) for i in range(1, steps + 1)]
-        lines += [json.dumps({"kind": "evaluation", "step": i * steps // 4, "loss": 2.1 - i / 5}) for i in range(5)]
-        path = folder / "runs" / run / "metrics.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join(lines) + "\n")
 
 
 class Outline(HTMLParser):
@@ -71,7 +61,7 @@ def small(fabricate: Fabricate, tmp_path: Path) -> tuple[pd.DataFrame, Path]:
         outcomes={(0, 1): Outcome.DIVERGED},
     )
     frame = load_results(folder)
-    write_curves(folder, frame["run"].tolist())
+    curves_of(folder, frame["run"].tolist())
     return frame, folder
 
 
@@ -150,7 +140,7 @@ def test_colours_stand_out_from_their_ground(colours: tuple[str, ...], ground: s
 
 def test_a_thousand_runs_are_a_page_below_five_megabytes(tmp_path: Path) -> None:
     frame = large(500)
-    write_curves(tmp_path, frame["run"].tolist(), steps=60)
+    curves_of(tmp_path, frame["run"].tolist(), steps=60)
     text = html_page(report_of(frame, tmp_path), "large", "")
     assert len(frame) == 1000 and len(text.encode()) < 5 * MEGABYTE
     assert "t0499-s1" in text

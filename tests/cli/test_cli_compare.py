@@ -50,6 +50,15 @@ def test_a_sweep_and_its_repetition(fabricate: Fabricate, capsys: pytest.Capture
         (["report", "--baseline", "r8"], "expected PATH=VALUE"),
         (["report", "--baseline", "r=9"], "is no cell of the table"),
         (["report", "--html", "nowhere/else/report.html/x/y"], "nowhere"),
+        (["report", "--html", "."], "."),
+        (["report", "--figures", "nowhere"], "nowhere"),
+        (["report", "--store", "http://127.0.0.1:9"], "the tracking server does not answer"),
+        (["report", "--store", "sqlite:///gone.db"], "no MLflow store at gone.db"),
+        (["report", "--store", "nonsense://here"], "not a tracking URI"),
+        (["report", "--experiment", "llama"], "--experiment belongs to --store"),
+        (["sync", "demo", "--wait", "inf"], "--wait: must be a positive number"),
+        (["sync", "dem"], "did you mean 'demo'"),
+        (["sync", "demo", "--store", "http://127.0.0.1:9"], "the tracking server does not answer"),
     ],
 )
 def test_bad_input(fabricate: Fabricate, capsys: pytest.CaptureFixture[str], argv: list[str], words: str) -> None:
@@ -58,6 +67,7 @@ def test_bad_input(fabricate: Fabricate, capsys: pytest.CaptureFixture[str], arg
     if argv[0] == "report":
         argv = ["report", "demo", *argv[1:]]
     assert main(argv) == 2
+    assert not Path("gone.db").exists()
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.startswith("error: ") and words in captured.err
 
@@ -72,5 +82,10 @@ def test_the_report_as_page_figures_latex_and_cells(capsys: pytest.CaptureFixtur
     assert len(list(Path("figures").glob("*.png"))) == len(list(Path("figures").glob("*.svg"))) > 5
     latex = out(capsys, "report", "demo", "--latex")
     assert latex.count("\\toprule") == latex.count("\\bottomrule") >= 2 and "\\textbf{" in latex
+    assert main(["report", "demo", "--json", "--html", "out/again.html"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["sweep"] == "demo" and captured.err.startswith("out/again.html (")
+    assert out(capsys, "report", "demo", "--csv", "--html", "out/csv.html").startswith("sweep,trial,run")
+    assert Path("out/csv.html").exists()
     cells = out(capsys, "report", "demo", "--cells", "--rows", "method.r,method.alpha_over_r").splitlines()
     assert cells[0].startswith("method.r,method.alpha_over_r,metric,mean,std,ci,n") and len(cells) == 10

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import ClassVar
 
 import pytest
 
+from lora_lab.cli import ui
 from lora_lab.cli.main import main
 from lora_lab.config import compose_sweep
 from lora_lab.spec import Sweep
@@ -18,10 +20,16 @@ from lora_lab.spec import Sweep
 Fabricate = Callable[..., Sweep]
 
 
+NOTHING_YET = "Nothing of runs/demo is there yet; lora-lab sync runs/demo sends it.\n"
+
+
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with socket.socket() as probe:  # MLflow's own port may be taken on this machine
+        probe.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(ui, "PORT", probe.getsockname()[1])
 
 
 @pytest.fixture
@@ -76,7 +84,8 @@ def test_the_default_store_in_the_working_folder(
     Path("mlflow.db").touch()
     assert main(["ui"]) == 0
     assert commands == [[sys.executable, "-m", "mlflow", "ui"]]
-    assert capsys.readouterr().out == "mlflow ui\nOpen http://127.0.0.1:5000 in a browser; Ctrl-C ends it.\n"
+    opened = f"Open http://127.0.0.1:{ui.PORT} in a browser; Ctrl-C ends it.\n"
+    assert capsys.readouterr().out == f"mlflow ui\n{NOTHING_YET}{opened}"
 
 
 def test_print_only_prints(
@@ -85,7 +94,10 @@ def test_print_only_prints(
     sweep("tracking.uri=sqlite:////data/all runs.db")
     assert main(["ui", "demo", "--print", "--port", "5001"]) == 0
     assert commands == []
-    assert capsys.readouterr().out == "mlflow ui --backend-store-uri 'sqlite:////data/all runs.db' --port 5001\n"
+    assert (
+        capsys.readouterr().out
+        == f"mlflow ui --backend-store-uri 'sqlite:////data/all runs.db' --port 5001\n{NOTHING_YET}"
+    )
 
 
 def test_the_store_that_the_sweep_was_sent_to_wins_over_the_folder_one_stands_in(
@@ -97,7 +109,7 @@ def test_the_store_that_the_sweep_was_sent_to_wins_over_the_folder_one_stands_in
     (tmp_path / "other").mkdir()
     monkeypatch.chdir(tmp_path / "other")
     assert main(["ui", str(tmp_path / "runs/demo"), "--print"]) == 0
-    assert capsys.readouterr().out == f"mlflow ui --backend-store-uri {uri}\n"
+    assert capsys.readouterr().out.splitlines()[0] == f"mlflow ui --backend-store-uri {uri}"
 
 
 def test_a_tracking_server_has_its_own(
@@ -128,6 +140,22 @@ def test_no_store_no_ui(
     assert main(["ui", "demo"]) == 2
     captured = capsys.readouterr()
     assert words in captured.err and captured.out == "" and commands == []
+
+
+def test_a_port_that_cannot_be_had_is_refused(
+    sweep: Callable[..., None], commands: list[list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep()
+    Path("mlflow.db").touch()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert main(["ui", "demo", "--port", str(port)]) == 2
+    assert f"port {port} cannot be listened on (Address already in use)" in capsys.readouterr().err
+    assert main(["ui", "demo", "--port", "70000"]) == 2
+    assert "--port: must be 1 to 65535, got 70000." in capsys.readouterr().err
+    assert commands == []
 
 
 @pytest.mark.usefixtures("commands")

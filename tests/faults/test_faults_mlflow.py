@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from mlflow_server import MlflowServer
-from processes import start, until
+from processes import Sleep, start, until
 from tiny import SWEEP, results
 
 from lora_lab.tracking.experiment import connect
@@ -60,20 +60,28 @@ def whole(folder: Path, store: str) -> None:
     assert "report/report.html" in [item.path for item in client.list_artifacts(parent.run_id, "report")]
 
 
+def settled(folder: Path) -> set[str]:
+    return {path.parent.name for path in folder.glob("runs/*/result.json")}
+
+
 def test_killed_in_the_middle_of_a_sweep_and_restarted(server: MlflowServer, tmp_path: Path) -> None:
-    sweep = start(tmp_path, *words(server.uri), "budget.steps=1000", "pack.max_lanes=2")
+    """The sweep stands still after its first and after its fourth run, however fast it or MLflow is."""
+    sleep = Sleep("lora_lab.tracking.spool:Spool.ended", (1, 4))
+    options = "pack.max_lanes=2", "launcher.lease_seconds=600"
+    sweep = start(tmp_path, *words(server.uri), *options, dies=sleep)
     folder = tmp_path / FOLDER
-    until(lambda: len(runs_of(server.store)) >= 1, "the sweep in MLflow", 120)
+    until(sweep.asleep, "the first run", 120)
+    until(lambda: settled(folder) & set(runs_of(server.store)), "the first run in MLflow", 120)
     server.kill()
-    settled = len(list(folder.glob("runs/*/result.json")))
-    assert settled < 6, "killed too late: the sweep was over"
-    until(lambda: len(list(folder.glob("runs/*/result.json"))) > settled, "training to go on", 240)
+    before = settled(folder)
+    sweep.wake()
+    until(lambda: settled(folder) > before and sweep.asleep(), "training to go on without MLflow", 120)
+    assert len(settled(folder)) < 6, "the sweep is not over"
     server.start()
-    assert sweep.wait(400) == 0, sweep.said()
-    missing = "MLflow has not got" in sweep.said()
-    if missing:  # it was away until the end, or is slow: the sweep did not wait for it
-        done = start(tmp_path, "sync", str(folder))
-        assert done.wait(120) == 0, done.said()
+    until(lambda: settled(folder) <= set(runs_of(server.store)), "MLflow to be caught up with", 120)
+    sweep.wake()
+    assert sweep.wait(240) == 0, sweep.said()
+    assert "MLflow has not got" not in sweep.said()
     whole(folder, server.uri)
 
 
