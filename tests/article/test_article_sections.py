@@ -219,7 +219,7 @@ def test_the_page_shows_what_is_there_and_how_to_get_the_rest(tmp_path: Path) ->
 
 def test_scores_before_and_after_stand_beside_each_other(tmp_path: Path) -> None:
     section = sections(["Q2"])[0]
-    frames = frames_of(section, tmp_path)
+    frames = frames_of_runs(section, tmp_path)
     grid = found(section, frames, {}).tables[-1]
     seeds = frames["q2_domain"]["seed"]
     tasks = [f"offline_arithmetic_{name}.acc" for name in ("2da", "2ds", "4da", "4ds")]
