@@ -94,6 +94,8 @@ def folder_errors(path: Path) -> Iterator[None]:
             errno.EPERM: "No permission to write there: choose another place with sweep.dir=FOLDER.",
             errno.EROFS: "The file system is read-only: choose another place with sweep.dir=FOLDER.",
             errno.ENOTDIR: "A part of the path is a file: choose another place with sweep.dir=FOLDER.",
+            errno.EISDIR: "A folder stands where a file is needed: name a file in it.",
+            errno.EBUSY: "A folder stands where a file is needed: name a file in it.",
             errno.EEXIST: "A file stands where a folder is needed: choose another place with sweep.dir=FOLDER.",
         }
         if error.errno in remedies:

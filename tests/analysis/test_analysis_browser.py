@@ -14,7 +14,7 @@ from lora_lab.analysis.figure import DARK, LIGHT
 MEGABYTE = 1e6
 GROUND = {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 26)"}
 PLOTS = "[...document.querySelectorAll('[data-figure]')]"
-DRAWN = "document.body.dataset.drawn === 'true' || undefined"
+DRAWN = "document.body?.dataset.drawn === 'true'"
 
 
 @pytest.fixture(scope="module")
