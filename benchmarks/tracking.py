@@ -175,6 +175,7 @@ def uploading(sweep: Any, folder: Path, uri: str, server: MlflowServer | None) -
 
 def summary(blocks: list[dict[str, Any]]) -> dict[str, Any]:
     """The shares and ratios of each kind of block."""
+    blocks = blocks[: len(blocks) // len(KINDS) * len(KINDS)]  # whole rounds
     turns = [blocks[i : i + len(KINDS)] for i in range(0, len(blocks), len(KINDS))]
     found: dict[str, Any] = {"step_seconds": statistics.median(b["seconds"] for b in blocks if b["kind"] == "nothing")}
     for kind in KINDS[1:]:
@@ -204,7 +205,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "tracking.json")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    steps = (args.block + 1) * args.rounds * len(KINDS) + 10
+    steps = (args.block + 1) * args.rounds * len(KINDS) * 3 // 2  # lanes join one after another
     words = [args.model, "data.train_size=512", "data.eval_size=8", "budget.batch_size=1", f"budget.steps={steps}"]
     sweep = compose_sweep("rank_alpha", [*words, "evaluation.every_steps=null"]).sweep
     with contextlib.ExitStack() as stack:

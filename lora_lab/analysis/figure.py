@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -66,7 +67,13 @@ class Figure:
 LIGHT = ("#2a6fc9", "#c8501f", "#1c7f55", "#7b4fc0", "#9a6b00", "#b5346e")
 DARK = ("#74aef5", "#f28f63", "#56c596", "#bb9bf0", "#dfb24a", "#f087b5")
 """Hues in the same order for both grounds; at least 4.5 : 1 on them."""
-SYMBOLS = ("circle", "diamond", "square", "x", "triangle-up", "star")
+MOST_TICKS = 10
+"""Values of an axis that are all named on it."""
+
+
+def named_ticks(values: Sequence[Any]) -> tuple[float, ...]:
+    """The ``ticks`` of an axis with these numbers: all, where they are few."""
+    return tuple(float(v) for v in values) if len(values) <= MOST_TICKS else ()
 
 
 def plotly(figure: Figure) -> dict[str, Any]:

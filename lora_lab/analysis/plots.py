@@ -1,4 +1,4 @@
-"""The figures of a report, each made from what its section found."""
+"""The figures of runs and configurations: their losses, seeds, costs and learning curves."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from typing import Any
 import pandas as pd
 
 from lora_lab.analysis.curves import curve_table
-from lora_lab.analysis.figure import LIGHT, Axis, Figure, Series
-from lora_lab.analysis.forest import Curve, Importance
+from lora_lab.analysis.figure import LIGHT, Axis, Figure, Series, named_ticks
 from lora_lab.analysis.grouping import Configuration
-from lora_lab.analysis.masks import Effect, MaskEffects
 from lora_lab.analysis.naming import OUTCOME_WORDS, path_name, value_name
 from lora_lab.analysis.reliability import Consistency
 from lora_lab.analysis.rendering import Grid, digits_for
@@ -25,8 +23,6 @@ MOST_POINTS = 40_000
 """Points of all learning curves together; longer runs are thinned."""
 LONGEST_NAME = 36
 """Characters of a configuration's name beside a plot."""
-MOST_TICKS = 10
-"""Values of an axis that are all named on it."""
 MOST_FRONT = 1000
 """Configurations behind the Pareto fronts."""
 SYMBOLS = ("circle", "diamond", "square", "x")
@@ -61,7 +57,7 @@ def ablation_figure(table: AblationTable) -> Figure | None:
     if not series:
         return None
     path = table.row_paths[0]
-    axis = Axis(path_name(path), bool(log), None if numeric else names, _ticks(numbers) if numeric else ())
+    axis = Axis(path_name(path), bool(log), None if numeric else names, named_ticks(numbers) if numeric else ())
     says = f"{table.metric} against {path_name(path)}; bars are 95 % intervals over seeds."
     return Figure(
         f"ablation_{path_name(path)}",
@@ -133,108 +129,10 @@ def stability_figure(stability: Sequence[Stability], digits: int) -> Figure | No
         "stability",
         "Would more seeds name the same winner?",
         says,
-        Axis("seeds a configuration", log=True, ticks=_ticks([s.seeds for s in stability])),
+        Axis("seeds a configuration", log=True, ticks=named_ticks([s.seeds for s in stability])),
         Axis("probability"),
         (line,),
         grid,
-    )
-
-
-def importance_figure(found: Importance) -> Figure:
-    """Shares of variance, alone and with interactions, and PED-ANOVA's where it is known."""
-    paths = found.table["path"].tolist()
-    names = tuple(path_name(path, paths) for path in paths)
-    columns = [("alone (fANOVA)", "alone"), ("with interactions", "total"), ("among the best tenth (PED-ANOVA)", "ped")]
-    columns = [(title, name) for title, name in columns if found.table[name].notna().any()]
-    series = tuple(
-        Series(title, tuple(found.table[name].fillna(0.0)), names, kind="bars", colour=i, along="x")
-        for i, (title, name) in enumerate(columns)
-    )
-    rows = tuple(
-        (name, *(f"{100 * row[column]:.1f} %" if math.isfinite(row[column]) else "–" for _, column in columns))
-        for name, row in zip(names, found.table.to_dict("records"), strict=True)
-    )
-    grid = Grid(("Share of the variance over the space",), ("setting", *(title for title, _ in columns)), rows)
-    says = f"{names[0]} explains most of {found.metric}."
-    return Figure(
-        "importance", "What matters", says, Axis("share of variance"), Axis("", categories=names), series, grid
-    )
-
-
-def dependence_figure(curve: Curve, metric: str, paths: Sequence[str]) -> Figure:
-    """The forest's mean prediction along one setting."""
-    name = path_name(curve.path, paths)
-    labels = tuple(value_name(v) for v in curve.values)
-    x: tuple[Any, ...] = tuple(float(v) for v in curve.values) if curve.numeric else labels
-    line = Series("", x, curve.means, kind="line" if curve.numeric else "points")
-    grid = Grid(
-        (f"{metric} along {name}",),
-        (name, metric),
-        tuple((a, f"{b:.4g}") for a, b in zip(labels, curve.means, strict=True)),
-    )
-    low, high = min(curve.means), max(curve.means)
-    says = f"All else averaged, {metric} runs from {low:.4g} to {high:.4g} along {name}."
-    axis = Axis(name, curve.log, None if curve.numeric else labels, _ticks(curve.values) if curve.numeric else ())
-    return Figure(
-        f"dependence_{name}", f"{metric} along {name}, all else averaged", says, axis, Axis(metric), (line,), grid
-    )
-
-
-def effects_grid(title: str, effects: Sequence[Effect], head: str) -> Grid:
-    """Effects with intervals and p as a table, largest first."""
-    ordered = sorted(effects, key=lambda e: -abs(e.value))
-    return Grid(
-        (title,),
-        ("", head, "95 % CI", "p"),
-        tuple(
-            (
-                e.name,
-                f"{e.value:+.3g}",
-                "–" if math.isnan(e.low) else f"{e.low:+.3g} to {e.high:+.3g}",
-                "–" if math.isnan(e.p) else f"{e.p:.2g}",
-            )
-            for e in ordered
-        ),
-    )
-
-
-def shapley_grid(found: MaskEffects) -> Grid:
-    """Every role's Shapley value, with what it costs."""
-    rows = []
-    for e in sorted(found.shapley, key=lambda e: -e.value):
-        interval = "–" if math.isnan(e.low) else f"{e.low:+.3g} to {e.high:+.3g}"
-        million, mb = found.per_million.get(e.name), found.per_mb.get(e.name)
-        costs = [found.parameters.get(e.name), found.megabytes.get(e.name)]
-        rows.append(
-            (
-                e.name,
-                f"{e.value:+.3g}",
-                interval,
-                "–" if costs[0] is None else f"{costs[0]:,.0f}",
-                "–" if million is None else f"{million.value:+.3g}",
-                "–" if costs[1] is None else f"{costs[1]:.1f}",
-                "–" if mb is None else f"{mb.value:+.3g}",
-            )
-        )
-    better = "fall" if found.direction == "minimize" else "rise"
-    return Grid(
-        (f"Shapley value of each role: its share of the {better} of {found.metric}",),
-        ("role", "share", "95 % CI", "parameters", "per million", "MB", "per MB"),
-        tuple(rows),
-        notes=found.notes,
-    )
-
-
-def shapley_figure(found: MaskEffects) -> Figure:
-    """Shapley values with their intervals."""
-    ordered = sorted(found.shapley, key=lambda e: -e.value)
-    names = tuple(e.name for e in ordered)
-    error = None if math.isnan(ordered[0].low) else tuple((e.low, e.high) for e in ordered)
-    bars = Series("", tuple(e.value for e in ordered), names, kind="bars", along="x", error=error)
-    says = f"{names[0]} helps most, {names[-1]} least."
-    axis = Axis(f"share of the change in {found.metric} (right is better)")
-    return Figure(
-        "shapley", "What each role is worth", says, axis, Axis("", categories=names), (bars,), shapley_grid(found)
     )
 
 
@@ -275,10 +173,6 @@ def pareto_figure(table: pd.DataFrame, metric: str, cost: str, direction: str) -
         tuple(series),
         grid,
     )
-
-
-def _ticks(values: Sequence[Any]) -> tuple[float, ...]:
-    return tuple(float(v) for v in values) if len(values) <= MOST_TICKS else ()
 
 
 def _wide(values: pd.Series[float]) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from lora_lab.analysis import plots
+from lora_lab.analysis import effect_plots, plots
 from lora_lab.analysis.ablation import EXTRAS, ablation_table
 from lora_lab.analysis.curves import learning_curves
 from lora_lab.analysis.figure import Figure
@@ -162,8 +162,8 @@ def _importance(found: Importance | None) -> Section | None:
             if pair.share >= LEAST_SHARE
         )
         grids.append(Grid(("Pairs that act together, beyond each alone",), ("pair", "share of variance"), rows))
-    curves = [plots.dependence_figure(curve, found.metric, paths) for curve in found.curves[:DEPENDENCE_CURVES]]
-    figures = (plots.importance_figure(found), *curves)
+    curves = [effect_plots.dependence_figure(curve, found.metric, paths) for curve in found.curves[:DEPENDENCE_CURVES]]
+    figures = (effect_plots.importance_figure(found), *curves)
     return Section("importance", "What matters", found.sentences, tuple(grids), figures)
 
 
@@ -174,11 +174,12 @@ def _masks(found: MaskEffects | None) -> Section | None:
     mixed = [f"{name} is mixed with {', '.join(others)}" for name, others in list(found.aliases.items())[:6]]
     if mixed:
         said.append(f"Aliasing: {'; '.join(mixed)}{' …' if len(found.aliases) > 6 else ''}.")
-    grids = [plots.effects_grid(f"Main effects: {found.metric} with the role minus without it", found.main, "effect")]
+    title = f"Main effects: {found.metric} with the role minus without it"
+    grids = [effect_plots.effects_grid(title, found.main, "effect")]
     if found.interactions:
         largest = sorted(found.interactions, key=lambda e: -abs(e.value))[:MOST_INTERACTIONS]
-        grids.append(plots.effects_grid("Largest two-way interactions", largest, "effect"))
-    return Section("roles", "Which layers", tuple(said), tuple(grids), (plots.shapley_figure(found),))
+        grids.append(effect_plots.effects_grid("Largest two-way interactions", largest, "effect"))
+    return Section("roles", "Which layers", tuple(said), tuple(grids), (effect_plots.shapley_figure(found),))
 
 
 def _overfitting(frame: pd.DataFrame) -> Section | None:
