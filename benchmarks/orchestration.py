@@ -1,7 +1,8 @@
 """What a run costs besides its training: ask, lease, settle and record, for many trials, workers and storages.
 
-    python benchmarks/orchestration.py                 # all of it; an hour on two cores
+    python benchmarks/orchestration.py                 # all of it; ten minutes on two cores
     python benchmarks/orchestration.py --quick         # the default storage only, up to 1,000 trials
+    python benchmarks/orchestration.py --parts status  # one part; --storages, --trials and --workers take less, too
 
 *Overhead* is what one worker spends on a run from ``next_run`` to the end of ``settle`` and of the spool (started, ten
 steps, one evaluation, ended), at a given number of finished trials, with TPE over four parameters. *Throughput* is
@@ -14,6 +15,7 @@ Finished trials are written as events, as another worker's would be, so that 10,
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
@@ -46,6 +48,7 @@ from lora_lab.study import Study
 from lora_lab.study.opening import open_log
 from lora_lab.tracking import Spool
 
+PARTS = ("overhead", "throughput", "status")
 TRIALS = (10, 100, 1_000, 10_000)
 WORKERS = (1, 8, 64)
 SPACE = {
@@ -240,25 +243,28 @@ def disk_ms(folder: Path) -> float:
     return round(statistics.median(times), 2)
 
 
-def table(entry: dict[str, Any]) -> str:
-    """The entry as docs/performance.md shows it."""
-    counts = list(next(iter(entry["overhead"].values())))
-    crowds = list(next(iter(entry["throughput"].values())))
-    heads = [*(f"at {int(n):,}" for n in counts), *(f"{n} worker{'s' * (int(n) > 1)}" for n in crowds)]
+def table(entries: list[dict[str, Any]]) -> str:
+    """The entries as docs/performance.md shows them: a row for each storage."""
+    rows: dict[str, dict[str, str]] = {}
+    for entry in entries:
+        for count, found in entry.get("overhead", {}).items():
+            rows.setdefault(entry["storage"], {})[f"at {int(count):,}"] = f"{found['median_ms']:.0f} ms"
+        for count, found in entry.get("throughput", {}).items():
+            head = f"{count} worker{'s' * (int(count) > 1)}"
+            rows.setdefault(entry["storage"], {})[head] = f"{found['runs_per_s']:.0f}/s"
+    heads = list(dict.fromkeys(head for cells in rows.values() for head in cells))
     lines = [f"| storage | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
-    for name, found in entry["overhead"].items():
-        cells = [f"{found[n]['median_ms']:.0f} ms" for n in counts]
-        cells += [f"{entry['throughput'][name][n]['runs_per_s']:.0f}/s" for n in crowds]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += [f"| {name} | {' | '.join(cells.get(head, '') for head in heads)} |" for name, cells in rows.items()]
     return "\n".join(lines)
 
 
 def main() -> None:
-    """Measure, print and keep."""
+    """Measure and print, and keep each part as soon as it is there."""
     import machine  # not above: the workers import this file, and need no torch
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the default storage only, up to 1,000 trials")
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
     parser.add_argument("--storages", default="journal,sqlite,postgresql")
     parser.add_argument("--trials", type=int, nargs="+", default=TRIALS, help="finished trials")
     parser.add_argument("--workers", type=int, nargs="+", default=WORKERS, help="worker processes")
@@ -268,26 +274,35 @@ def main() -> None:
     names = ["journal"] if args.quick else args.storages.split(",")
     trials = args.trials[:3] if args.quick else args.trials
     workers = args.workers[:2] if args.quick else args.workers
-    entry: dict[str, Any] = {"machine": machine.facts(), "overhead": {}, "throughput": {}}
-    with storages(names) as kinds, tempfile.TemporaryDirectory() as probe:
-        entry["machine"] |= {"load": os.getloadavg()[0], "disk_ms": disk_ms(Path(probe))}
-        print(f"load {entry['machine']['load']:.1f}, a kilobyte on disk {entry['machine']['disk_ms']} ms", flush=True)
+    entries: list[dict[str, Any]] = []
+
+    def keep(**found: Any) -> None:
+        entries.append({"machine": facts, **found})
+        machine.keep(args.results, entries[-1:])
+
+    with storages(names) as kinds, tempfile.TemporaryDirectory() as place:
+        temp = Path(place)
+        facts = machine.facts() | {"load": os.getloadavg()[0], "disk_ms": disk_ms(temp)}
+        print(f"load {facts['load']:.1f}, a kilobyte on disk {facts['disk_ms']} ms", flush=True)
+        folders = (temp / f"sweep{n}" for n in itertools.count())
         for name, make in kinds.items():
-            entry["overhead"][name], entry["throughput"][name] = {}, {}
-            for count in trials:
-                with tempfile.TemporaryDirectory() as folder:
-                    found = overhead(count, make(), Path(folder) / "sweep")
-                entry["overhead"][name][str(count)] = found
-                print(f"{name:10} {count:6} finished trials: {found}", flush=True)
-            for count in workers:
-                with tempfile.TemporaryDirectory() as folder:
-                    settled = throughput(count, make(), Path(folder) / "sweep", args.seconds)
-                entry["throughput"][name][str(count)] = settled
-                print(f"{name:10} {count:6} workers: {settled}", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        entry["status_s"] = {str(max(trials)): status_seconds(max(trials), Path(folder) / "sweep")}
-    print(f"status of {max(trials)} trials: {entry['status_s'][str(max(trials))]} s\n\n{table(entry)}", flush=True)
-    machine.keep(args.results, [entry])
+            if "overhead" in args.parts:
+                costs = {}
+                for count in trials:
+                    costs[str(count)] = overhead(count, make(), next(folders))
+                    print(f"{name:10} {count:6} finished trials: {costs[str(count)]}", flush=True)
+                keep(storage=name, overhead=costs)
+            if "throughput" in args.parts:
+                rates = {}
+                for count in workers:
+                    rates[str(count)] = throughput(count, make(), next(folders), args.seconds)
+                    print(f"{name:10} {count:6} workers: {rates[str(count)]}", flush=True)
+                keep(storage=name, throughput=rates)
+        if "status" in args.parts:
+            seconds = {str(max(trials)): status_seconds(max(trials), next(folders))}
+            print(f"seconds of status, by finished trials: {seconds}", flush=True)
+            keep(status_s=seconds)
+    print(f"\n{table(entries)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -25,10 +25,17 @@ fi
 printf 'FROM scratch\nADD root.tar /\n' >"$folder/base/Dockerfile"
 buildah "${store[@]}" bud -q --isolation chroot -t "$base" -f "$folder/base/Dockerfile" "$folder/base"
 
-own=()
-for name in /etc/pip.conf /etc/ssl/certs; do
-  [ ! -e "$name" ] || own+=(--volume "$name:$name:ro")
-done
+# pip is told what it is told here, under names that the packages of the image do not touch
+{ grep -v '^cert *=' /etc/pip.conf 2>/dev/null || echo '[global]'; } >"$folder/pip.conf"
+own=(--volume "$folder/pip.conf:/etc/pip.conf:ro")
+if [ -e /etc/ssl/certs/ca-certificates.crt ]; then
+  echo 'cert = /certificates.crt' >>"$folder/pip.conf"
+  own+=(--volume /etc/ssl/certs/ca-certificates.crt:/certificates.crt:ro)
+fi
+if [ -d "${PIP_FIND_LINKS:-}" ]; then
+  echo 'find-links = /wheels' >>"$folder/pip.conf"
+  own+=(--volume "$PIP_FIND_LINKS:/wheels:ro")
+fi
 [ -z "${TORCH_INDEX:-}" ] || own+=(--build-arg "TORCH_INDEX=$TORCH_INDEX")
 buildah "${store[@]}" bud --isolation chroot --pull-never "${own[@]}" -t lora-lab:proof -f "$root/$file" "$root"
 

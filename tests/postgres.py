@@ -50,6 +50,7 @@ class Postgres:
     def start(self) -> None:
         """Start the server and wait until it answers."""
         options = f"-c listen_addresses=127.0.0.1 -c port={self.port} -c unix_socket_directories={self._folder}"
+        options += " -c max_connections=300"  # of 64 workers, each of which keeps up to a few
         log = str(self._folder / "log")
         self._call("pg_ctl", "-D", str(self._folder / "data"), "-l", log, "-w", "-o", options, "start")
 
@@ -59,8 +60,19 @@ class Postgres:
 
     def database(self, name: str) -> str:
         """The URL of a new database."""
-        self._call("createdb", "-h", "127.0.0.1", "-p", str(self.port), "-U", "postgres", name)
+        self._call("createdb", *self._here, name)
         return f"postgresql+psycopg://postgres@127.0.0.1:{self.port}/{name}"
+
+    def ask_for_password(self, role: str, password: str) -> None:
+        """Make ``role``, which has to give ``password``; others are trusted as before."""
+        self._call("psql", *self._here, "-c", f"CREATE ROLE {role} LOGIN SUPERUSER PASSWORD '{password}'")
+        rules = self._folder / "data" / "pg_hba.conf"
+        rules.write_text(f"host all {role} 127.0.0.1/32 scram-sha-256\n" + rules.read_text())
+        self._call("pg_ctl", "-D", str(self._folder / "data"), "reload")
+
+    @property
+    def _here(self) -> list[str]:
+        return ["-h", "127.0.0.1", "-p", str(self.port), "-U", "postgres"]
 
     def _call(self, program: str, *words: str) -> None:
         done = subprocess.run(

@@ -69,7 +69,7 @@ class Started:
 
     def wait(self, seconds: float = 300.0) -> int:
         """Its exit code; negative for a signal."""
-        until(lambda: self.process.exitcode is not None, f"its end:\n{self.said()}", seconds)
+        until(lambda: self.process.exitcode is not None, "its end", seconds, self.said)
         assert self.process.exitcode is not None
         return self.process.exitcode
 
@@ -115,13 +115,23 @@ def start(
     return Started(process, output)
 
 
-def until(condition: Callable[[], Any], what: str, seconds: float = 300.0) -> None:
-    """Wait for ``condition``. Looks are counted: time in which this process stood still is nobody's delay."""
+def until(
+    condition: Callable[[], Any], what: str, seconds: float = 300.0, said: Callable[[], str] = lambda: ""
+) -> None:
+    """Wait for ``condition``. Looks are counted: time in which this process stood still is nobody's delay. ``said``:
+    what tells why it did not come."""
     for _ in range(int(seconds / POLL_SECONDS)):
         if condition():
             return
         time.sleep(POLL_SECONDS)
-    raise AssertionError(f"waited in vain for {what}")
+    raise AssertionError(f"waited in vain for {what}\n{said()}")
+
+
+def lost_shard(rank: int, asked: Any, pipe: Any) -> None:
+    """In place of :func:`lora_lab.worker.shard.hold`: the second process crashes, and the first waits for it."""
+    if rank:
+        os._exit(3)
+    pipe.recv()
 
 
 def _run(

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from services import absent
 
 import lora_lab
 from lora_lab.cli.main import verb_of
@@ -56,6 +59,23 @@ def test_constraints_pin_every_dependency_but_torch() -> None:
     for requirement in wanted:
         if requirement.name != "torch":
             assert requirement.specifier.contains(pinned[requirement.name]), requirement
+
+
+def test_compose_itself_accepts_the_file(tmp_path: Path) -> None:
+    """With the rules of its own schema, and every variable filled in."""
+    words = [shutil.which("docker-compose") or ""]
+    docker = shutil.which("docker")
+    if docker and not subprocess.run([docker, "compose", "version"], capture_output=True, check=False).returncode:
+        words = [docker, "compose"]
+    if not words[0]:
+        absent("docker_compose", "docker compose is not installed (apt-get install docker-compose)")
+    told = os.environ | {"POSTGRES_PASSWORD": "x"}
+    call = partial(subprocess.run, env=told, capture_output=True, text=True, check=False)
+    done = call([*words, "-f", str(DOCKER / "compose.yaml"), "config", "-q"])
+    assert done.returncode == 0, done.stderr
+    broken = tmp_path / "compose.yaml"
+    broken.write_text((DOCKER / "compose.yaml").read_text().replace("    restart: unless", "    restrat: unless", 1))
+    assert call([*words, "-f", str(broken), "config", "-q"]).returncode != 0, "it does look at the file"
 
 
 def test_compose_is_whole() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import psutil
+from ray_cluster import ENVIRONMENT
 from slurm_cluster import Slurm
 
 from lora_lab.launch.launcher import Job
@@ -49,4 +50,4 @@ def ray(address: str) -> World:
     def preempt(job: Job, pid: int) -> None:
         psutil.Process(psutil.Process(pid).ppid()).kill()
 
-    return World(("launcher=ray", f"launcher.address={address}", "launcher.workers=2"), preempt)
+    return World(("launcher=ray", f"launcher.address={address}", "launcher.workers=2"), preempt, ENVIRONMENT)

@@ -12,10 +12,11 @@ from lora_lab.lazy import names
 if TYPE_CHECKING:
     from lora_lab.adapters.combining import combine
     from lora_lab.adapters.gguf_files import export_adapter, export_model
-    from lora_lab.adapters.merging import merge, unmerge
+    from lora_lab.adapters.merging import merge
     from lora_lab.adapters.ranks import suggest_ranks
     from lora_lab.adapters.references import Reference, resolve
     from lora_lab.adapters.subspace import compare_adapters
+    from lora_lab.adapters.unmerging import unmerge
     from lora_lab.adapters.verifying import verify
 
 __all__ = [
@@ -42,7 +43,7 @@ __getattr__ = names(
         "merge": "merging",
         "resolve": "references",
         "suggest_ranks": "ranks",
-        "unmerge": "merging",
+        "unmerge": "unmerging",
         "verify": "verifying",
     },
 )

@@ -120,30 +120,6 @@ def changes(attachment: Attachment, name: str) -> dict[str, Change]:
     return {module: Change(attachment.factors.get(module), attachment.paths.get(module)) for module in modules}
 
 
-def low_rank(attachment: Attachment, name: str) -> dict[str, LowRank]:
-    """The attachment as low-rank updates by module, whichever of the methods that are some it is of.
-
-    Raises:
-        MethodError: a method whose change of the weight is not of low rank.
-    """
-    found: dict[str, LowRank] = {}
-    for module, change in changes(attachment, name).items():
-        match change.path:
-            case None if change.factor is not None:
-                A, B = change.factor.product()
-                found[module] = LowRank(nn.Parameter(A.detach()), nn.Parameter(B.detach()), change.factor.scaling)
-            case SharedLowRank(b=b, d=d, A=A, B=B):
-                left = b.detach().unsqueeze(1) * B
-                found[module] = LowRank(nn.Parameter(d.detach().unsqueeze(1) * A), nn.Parameter(left), 1.0)
-            case _:
-                what = "DoRA" if isinstance(change.path, Magnitude) else attachment.spec.name
-                raise MethodError(
-                    f"{name}: {what} is no low-rank update, which is what adapters are combined and compared by. "
-                    "Use LoRA, AdaLoRA or VeRA adapters; merge this one with `lora-lab merge`."
-                )
-    return found
-
-
 def rows_at_once(shape: tuple[int, ...], numbers: int = 1 << 18) -> int:
     """Rows of a tensor of ``shape`` in a block of about ``numbers`` numbers (2 MB in float64)."""
     width = shape[1] if len(shape) > 1 else 1

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import torch
 
-from lora_lab.adapters.changes import low_rank
 from lora_lab.adapters.hollow import hollow
 from lora_lab.adapters.references import Reference
 from lora_lab.errors import MethodError, SpecError, nearest
 from lora_lab.methods import Attachment, LowRank
 from lora_lab.methods import load as load_adapter
-from lora_lab.methods.combining import SIGNS, WAYS, combined, lora_of
+from lora_lab.methods.combining import SIGNS, combined, lora_of, low_rank
+from lora_lab.spec.combining import WAYS
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lora_lab.adapters.changes import low_rank
 from lora_lab.adapters.hollow import hollow
 from lora_lab.adapters.references import Reference
 from lora_lab.adapters.weights import Stored
 from lora_lab.errors import ModelError, SpecError
 from lora_lab.files import folder_errors, read_json
 from lora_lab.methods import load as load_adapter
+from lora_lab.methods.combining import low_rank
 from lora_lab.models import BaseModel
 from lora_lab.models.sources import config_of
 from lora_lab.spec import ModelSpec

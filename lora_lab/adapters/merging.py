@@ -1,4 +1,4 @@
-"""An adapter merged into its base model's weights, shard by shard, and taken out again.
+"""An adapter merged into its base model's weights, shard by shard.
 
 What is merged is computed in float64 for a base in float32 and in float32 for one in 16 bits, and rounded once, to the
 dtype of the files. So merged and unmerged logits differ by that rounding alone; :class:`Merged` says how large it is.
@@ -9,27 +9,27 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from lora_lab.adapters.card import PROVENANCE, Merged, write_card
+from lora_lab.adapters.card import Merged, write_card
 from lora_lab.adapters.changes import Change, changes, rows_at_once
 from lora_lab.adapters.hollow import files_of, hollow
+from lora_lab.adapters.planning import Plan, check_free, plan_of, written
 from lora_lab.adapters.references import Reference
-from lora_lab.adapters.reversal import KEPT, Reversal, Reverse
-from lora_lab.adapters.weights import INDEX, SINGLE, Held, Planned, Stored, Weights, write_index, write_shard
-from lora_lab.errors import MethodError, SpecError, SweepFolderError
-from lora_lab.files import folder_errors, read_json
+from lora_lab.adapters.reversal import KEPT, Reversal
+from lora_lab.adapters.weights import SINGLE, Held, Planned, Stored, Weights, write_index, write_shard
+from lora_lab.errors import MethodError, SpecError
+from lora_lab.files import folder_errors
 from lora_lab.methods import load as load_adapter
 from lora_lab.models import BaseModel
 from lora_lab.models import load as load_base
-from lora_lab.spec import ModelSpec
 
 ONTO = ("dequantised", "original")
 
@@ -47,7 +47,7 @@ def merge(
 
     ``dtype`` is that of its files (``auto``: of the base as it was trained on). A quantised base is merged ``onto`` its
     ``dequantised`` weights (the function that was trained) or onto the ``original`` ones. ``reversible`` keeps what
-    :func:`unmerge` needs to give the base back bit for bit. ``out`` appears when it is whole.
+    :func:`~lora_lab.adapters.unmerge` needs to give the base back bit for bit. ``out`` appears when it is whole.
 
     Raises:
         MethodError: a method that is no change of weights, or a bias where the architecture has none.
@@ -57,7 +57,7 @@ def merge(
     """
     if onto not in ONTO:
         raise SpecError(f"--onto: must be one of {', '.join(ONTO)}, got {onto!r}.")
-    _free(out)
+    check_free(out)
     name = reference.model.dtype if dtype == "auto" else dtype
     if reversible:
         _check_reversible(reference, name)
@@ -76,79 +76,6 @@ def merge(
     return merged
 
 
-def unmerge(merged: Path, out: Path, *, say: Callable[[str], None] = lambda text: None) -> int:
-    """Write the base model back from a reversible merge, bit for bit in its own dtype; how many tensors were restored.
-
-    Raises:
-        SweepFolderError: ``merged`` keeps nothing to go back by, or ``out`` is taken.
-        CheckpointError: a tensor does not come back bit for bit.
-    """
-    if not (merged / KEPT / "adapter").is_dir():
-        raise SweepFolderError(
-            f"{merged}: it was not merged with --reversible, so the base is not in it. Take the base."
-        )
-    _free(out)
-    tree = read_json(merged / PROVENANCE)
-    spec = ModelSpec(str(merged), path=str(merged), dtype=tree["dtype"])
-    shell = hollow(spec)
-    found = changes(load_adapter(merged / KEPT / "adapter", shell), str(merged))
-    source = Stored(merged, shell.model, spec)
-    plan = plan_of(found, shell.model, dict(shell.model.named_modules()), str(merged))
-    base: torch.dtype = getattr(torch, tree["model"]["dtype"])
-    places: dict[str, str] = {}
-    total = restored = 0
-    tied = False
-    with written(out) as folder, folder_errors(folder):
-        for file, names in source.shards().items():
-            kept = merged / KEPT / file
-            reverse = Reverse(load_file(kept) if kept.is_file() else {})
-            planned = []
-            for name in names:
-                first = source.read(name, 0, 1)
-                if reverse.is_new(name):
-                    tied = True
-                    continue
-                planned.append(Planned(name, base if first.is_floating_point() else first.dtype, source.shape(name)))
-            blocks = (_taken_off(one, plan, source, reverse) for one in planned)
-            total += write_shard(folder / file, planned, blocks)
-            restored += sum(reverse.altered(one.name) for one in planned)
-            places |= {one.name: file for one in planned}
-            say(f"{file}: {len(planned)} tensors")
-        write_index(folder, places, total)
-        for beside in merged.iterdir():
-            if (beside.suffix == ".json" and beside.name not in (PROVENANCE, INDEX)) or beside.suffix in (
-                ".jinja",
-                ".py",
-            ):
-                shutil.copyfile(beside, folder / beside.name)
-        config = read_json(merged / "config.json") | {"dtype": tree["model"]["dtype"]}
-        if tied:
-            config["tie_word_embeddings"] = True
-        (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    return restored
-
-
-def _taken_off(one: Planned, plan: Plan, source: Stored, reverse: Reverse) -> Tensor:
-    whole = source.read(one.name)
-    if not reverse.altered(one.name):
-        return whole.to(one.dtype) if whole.is_floating_point() else whole
-    change = plan.weights.get(one.name)
-    if change is None:
-        return reverse.restored(one.name, whole.to(one.dtype))
-    conv = one.name in plan.conv
-    step = one.shape[0] if conv else rows_at_once(one.shape)
-    wide = torch.float64 if one.dtype in (torch.float32, torch.float64) else torch.float32
-    blocks = []
-    for start in range(0, one.shape[0], step):
-        rows = whole[start : start + step]
-        back = change.without((rows.t() if conv else rows).to(wide), start).to(one.dtype)
-        blocks.append(back.t().contiguous() if conv else back)
-    return reverse.restored(one.name, torch.cat(blocks))
-
-
-# -- what is to be done
-
-
 def _check_reversible(reference: Reference, name: str) -> None:
     base, wide = (getattr(torch, one) for one in (reference.model.dtype, name))
     if torch.promote_types(base, wide) != wide:
@@ -160,26 +87,6 @@ def _check_reversible(reference: Reference, name: str) -> None:
         raise MethodError(f"{reference.name}: full fine-tuning is another model, with nothing to take off again.")
 
 
-# -- what is to be done -------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The changes by full name of tensor, and which tensors of the model are linear maps stored as ``(in, out)``."""
-
-    weights: Mapping[str, Change]
-    biases: Mapping[str, Change]
-    conv: frozenset[str]
-    head: str | None
-    words: str
-    untied: bool
-
-    @property
-    def altered(self) -> frozenset[str]:
-        """Names of the tensors that are other ones afterwards."""
-        return frozenset(self.weights) | frozenset(self.biases)
-
-
 def _planned(reference: Reference, shell: BaseModel) -> Plan:
     model: Any = shell.model
     modules = dict(model.named_modules())
@@ -187,37 +94,6 @@ def _planned(reference: Reference, shell: BaseModel) -> Plan:
     if reference.folder is not None and reference.method != "full":
         found = changes(load_adapter(reference.folder, shell), reference.name)
     return plan_of(found, model, modules, reference.name)
-
-
-def plan_of(found: Mapping[str, Change], model: Any, modules: Mapping[str, Any], name: str) -> Plan:
-    """The tensors that the changes ``found`` alter.
-
-    Raises:
-        MethodError: a bias where the architecture has none.
-    """
-    weights, biases = {}, {}
-    for module, change in found.items():
-        has_bias = isinstance(getattr(modules[module], "bias", None), Tensor)
-        if change.alters_weight and modules[module].weight.dim() == 2:
-            weights[f"{module}.weight"] = change
-        if change.alters_bias(has_bias):
-            if not has_bias:
-                raise MethodError(
-                    f"{name}: it has a bias for {module}, and {type(model).__name__} has no place for one there. "
-                    "Serve it beside the base."
-                )
-            biases[f"{module}.bias"] = change
-    names = {id(module): path for path, module in modules.items()}
-    head = names.get(id(model.get_output_embeddings()))
-    head = None if head is None else f"{head}.weight"
-    return Plan(
-        weights,
-        biases,
-        frozenset(f"{path}.weight" for path, module in modules.items() if type(module).__name__ == "Conv1D"),
-        head,
-        f"{names[id(model.get_input_embeddings())]}.weight",
-        head in weights and bool(getattr(model, "_lora_lab_untied", False)),
-    )
 
 
 def _source(reference: Reference, shell: BaseModel, plan: Plan, onto: str) -> Weights:
@@ -242,36 +118,6 @@ def _source(reference: Reference, shell: BaseModel, plan: Plan, onto: str) -> We
 
 def _plain(reference: Reference) -> Any:
     return replace(reference.model, quantization="none", double_quant=False)
-
-
-def _free(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise SweepFolderError(f"--out {out}: something is there already. Choose another folder, or remove it.")
-
-
-class written:  # noqa: N801 - a context manager
-    """A folder beside ``out`` that takes its place when the block ends well, and is removed when it does not."""
-
-    def __init__(self, out: Path) -> None:
-        self.out = out
-        self.beside = out.with_name(f".{out.name}.partial")
-
-    def __enter__(self) -> Path:
-        with folder_errors(self.out):
-            shutil.rmtree(self.beside, ignore_errors=True)
-            self.beside.mkdir(parents=True)
-        return self.beside
-
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        if kind is not None:
-            shutil.rmtree(self.beside, ignore_errors=True)
-            return
-        if self.out.is_dir():
-            self.out.rmdir()
-        self.beside.replace(self.out)
-
-
-# -- doing it -----------------------------------------------------------------------------------------
 
 
 class _Stream:

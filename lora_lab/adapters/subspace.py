@@ -20,13 +20,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from lora_lab.adapters.changes import low_rank
 from lora_lab.adapters.hollow import files_of, hollow
 from lora_lab.adapters.references import Reference
 from lora_lab.adapters.weights import Held, Stored, Weights
 from lora_lab.errors import MethodError
 from lora_lab.methods import LowRank
 from lora_lab.methods import load as load_adapter
+from lora_lab.methods.combining import low_rank
 from lora_lab.methods.targets import layer_of
 from lora_lab.models import BaseModel
 from lora_lab.models import load as load_base

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from lora_lab.analysis.folder import SweepRecord, read_results, read_sweep
 from lora_lab.errors import SweepFolderError
 from lora_lab.spec import RunResult
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 IDENTITY = ("sweep", "trial", "run", "seed", "outcome", "key")
 """The first columns: which run a row is."""
@@ -68,11 +69,13 @@ def load_results(folder: Path | str) -> pd.DataFrame:
 
 def results_frame(record: SweepRecord, results: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """The frame of :func:`load_results` from results already read (at least one)."""
+    import pandas as pd
+
     points = [tree["point"] for tree in results]
     columns: dict[str, list[Any]] = {"sweep": [record.name] * len(results)}
     columns |= {name: [tree[name] for tree in results] for name in IDENTITY[1:]}
     for path in dict.fromkeys([*record.space.paths, *(path for point in points for path in point)]):
-        columns[path] = [_frozen(point.get(path)) for point in points]
+        columns[path] = [frozen(point.get(path)) for point in points]
     defaults = {f.name: f.default for f in fields(RunResult)}
     rest = [name for name in defaults if name not in (*IDENTITY, *MEASURES, *_NESTED)]
     for name in (*MEASURES, *rest):
@@ -86,6 +89,8 @@ def results_frame(record: SweepRecord, results: Sequence[Mapping[str, Any]]) -> 
 
 
 def _series(name: str, values: list[Any]) -> pd.Series[Any]:
+    import pandas as pd
+
     if name in _TEXT or any(isinstance(value, tuple) for value in values):
         return pd.Series(values, dtype="object")
     if name in _WHOLE:
@@ -95,10 +100,10 @@ def _series(name: str, values: list[Any]) -> pd.Series[Any]:
     return pd.Series(values)
 
 
-def _frozen(value: Any) -> Any:
+def frozen(value: Any) -> Any:
     """Lists (a mask, layer numbers) as tuples, mappings as sorted pairs, so that points group and hash."""
     if isinstance(value, list):
-        return tuple(_frozen(v) for v in value)
+        return tuple(frozen(v) for v in value)
     if isinstance(value, Mapping):
-        return tuple(sorted((k, _frozen(v)) for k, v in value.items()))
+        return tuple(sorted((k, frozen(v)) for k, v in value.items()))
     return value

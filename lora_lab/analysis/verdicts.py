@@ -96,13 +96,13 @@ def better(
     if np.ptp(gain) == 0:
         mean = float(gain.mean())
         return verdict_of(
-            claim, "exact difference of runs that repeat", mean, mean, mean, math.nan, smallest, math.nan, len(gain)
+            claim, "exact difference of runs that repeat", mean, mean, mean, math.nan, smallest, len(gain), math.nan
         )
     test = stats.ttest_rel(gain, np.zeros_like(gain))
     low, high = test.confidence_interval(1 - LEVEL)
     power = paired_power(smallest, float(gain.std(ddof=1)), len(gain))
     found = (float(gain.mean()), float(low), float(high), float(test.pvalue))
-    return verdict_of(claim, "paired t test, two-sided 5 %", *found, smallest, power, len(gain))
+    return verdict_of(claim, "paired t test, two-sided 5 %", *found, smallest, len(gain), power)
 
 
 def better_at(
@@ -157,7 +157,7 @@ def best_at(
     low, high = min(d.low for d in tests), min(d.high for d in strict)
     power = normal_power(smallest, (rival.high - rival.low) / 2, LEVEL)
     how = f"paired t tests against {len(tests)} rivals, each at 5 % to support, at 5 % together to contradict"
-    return verdict_of(claim, how, rival.mean, low, high, max(d.p for d in tests), smallest, power, rival.n)
+    return verdict_of(claim, how, rival.mean, low, high, max(d.p for d in tests), smallest, rival.n, power)
 
 
 def not_better(
@@ -239,9 +239,8 @@ def rises_along(
     if found is None:
         raise SpecError(f"{claim}: no slope along {path}: it is not numeric, or there are too few runs at its values.")
     low, high = sorted((sign * found.low, sign * found.high))
-    power = normal_power(smallest, (high - low) / 2, LEVEL)
     test = f"least-squares slope {found.per} within blocks, t test, two-sided 5 %"
-    return verdict_of(claim, test, sign * found.value, low, high, found.p, smallest, power, found.df + 2)
+    return verdict_of(claim, test, sign * found.value, low, high, found.p, smallest, found.df + 2)
 
 
 def varies_less_than(values: Sequence[float], claim: str, *, cv: float) -> Verdict:
@@ -306,9 +305,22 @@ def normal_power(effect: float, half: float, level: float) -> float:
 
 
 def verdict_of(
-    claim: str, test: str, effect: float, low: float, high: float, p: float, smallest: float, power: float, n: int
+    claim: str,
+    test: str,
+    effect: float,
+    low: float,
+    high: float,
+    p: float,
+    smallest: float,
+    n: int,
+    power: float | None = None,
 ) -> Verdict:
-    """The verdict on "the effect is at least ``smallest``", an effect with a 95 % interval from ``low`` to ``high``."""
+    """The verdict on "the effect is at least ``smallest``", an effect with a 95 % interval from ``low`` to ``high``.
+
+    Without ``power`` it is that of an interval as wide as this one.
+    """
+    if power is None:
+        power = normal_power(smallest, (high - low) / 2, LEVEL)
     status = Status.INCONCLUSIVE
     if low > 0 and high >= smallest:
         status = Status.SUPPORTED

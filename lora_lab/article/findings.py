@@ -12,9 +12,10 @@ from lora_lab.analysis import ablation_table
 from lora_lab.analysis.claims import Evidence, Size, judge
 from lora_lab.analysis.gap import with_gap
 from lora_lab.analysis.grouping import searched_paths
+from lora_lab.analysis.intervals import noise_of
 from lora_lab.analysis.rendering import Grid
 from lora_lab.analysis.verdicts import Status, Verdict
-from lora_lab.article.section import Section, TableOf
+from lora_lab.article.section import ScoresOf, Section, TableOf
 from lora_lab.spec.tree import thaw
 
 if TYPE_CHECKING:
@@ -59,19 +60,48 @@ def found(section: Section, frames: Mapping[str, pd.DataFrame], sizes: Mapping[s
     here = [sizes[one.label] for one in section.sizes if one.label in sizes]
     tables = [_memory_table([s for s in here if math.isnan(s.measured)])]
     tables += [_measured_table([s for s in here if not math.isnan(s.measured)])]
-    tables += [_table(table, frames[table.sweep]) for table in section.tables if table.sweep in frames]
+    tables += [_table_of(table, frames[table.sweep]) for table in section.tables if table.sweep in frames]
     notes = [f"{part.name}: no results yet" for part in section.parts if part.name not in frames and not part.planned]
-    if section.needs:
-        notes.append(
-            f"The rest of the claim needs `{section.needs}`; the adapters it works on are those of this sweep."
-        )
     notes += [line for name, frame in frames.items() for line in _losses(name, frame)]
     return Finding(section, tuple(verdicts), tuple(grid for grid in tables if grid is not None), tuple(notes))
 
 
+def _table_of(said: TableOf | ScoresOf, frame: pd.DataFrame) -> Grid | None:
+    return _scores_table(said.sweep, frame) if isinstance(said, ScoresOf) else _table(said, frame)
+
+
+def _metrics(frame: pd.DataFrame) -> list[str]:
+    """The columns of benchmark scores, without those that say how sure they are."""
+    names = [str(name) for name in frame.columns if str(name).startswith("scores.")]
+    return [name for name in names if not name.endswith((".n", ".ties", "_stderr"))]
+
+
+def _scores_table(sweep: str, frame: pd.DataFrame) -> Grid | None:
+    """A row a metric: the base model's, the mean over runs with half its 95 % interval, and the change."""
+    frame = frame[frame["outcome"] == "COMPLETED"]
+    rows = []
+    for name in _metrics(frame):
+        short = name.removeprefix("scores.")
+        task = short.rpartition(".")[0]
+        values = frame[name].dropna().to_numpy(dtype=float)
+        before = frame[f"base_{name}"].dropna().to_numpy(dtype=float)
+        if not len(values) or not len(before):
+            continue
+        noise = noise_of([values.tolist()])
+        half = noise.half_width(len(values)) if noise else math.nan
+        spread = "" if math.isnan(half) else f" ±{half:.4f}"
+        after, base = float(values.mean()), float(before.mean())
+        count = f"{frame[f'scores.{task}.n'].max():.0f}"
+        rows.append((short, count, f"{base:.4f}", f"{after:.4f}{spread}", f"{after - base:+.4f}"))
+    if not rows:
+        return None
+    head = ("benchmark", "documents", "base model", "trained", "change")
+    title = f"{sweep}: benchmark scores before and after training"
+    return Grid((title,), head, tuple(rows), notes=(f"trained: mean over {len(frame)} runs",))
+
+
 def _table(said: TableOf, frame: pd.DataFrame) -> Grid:
     frame = with_gap(frame)
-    scores = tuple(str(name) for name in frame.columns if str(name).startswith("scores."))
     baseline = {path: thaw(value) for path, value in said.baseline} or None
     table = ablation_table(
         frame,
@@ -80,9 +110,13 @@ def _table(said: TableOf, frame: pd.DataFrame) -> Grid:
         said.metric,
         spread="ci",
         baseline=baseline,
-        extras=(*said.extras, *scores) if said.columns is None else (),
+        extras=(*said.extras, *_metrics(frame)) if said.columns is None else (),
     )
-    grid = replace(table.grid, title=(f"{said.sweep}: {table.title[0]}", *table.title[1:]))
+    of = table.title[0] if said.ranked else said.metric
+    title = (f"{said.sweep}: {of}", *(line.replace("seeds", said.over) for line in table.title[1:]))
+    grid = replace(table.grid, title=title)
+    if not said.ranked:
+        grid = replace(grid, best=None)
     if not said.article:
         return grid
     return replace(

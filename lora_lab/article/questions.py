@@ -15,8 +15,9 @@ from lora_lab.analysis.claims import (
     Rises,
     Side,
 )
+from lora_lab.article.after_training import COMBINE, LATENCY, SUBSPACE
 from lora_lab.article.results import ALL, ALL_256, LORA, NF4, QLORA, QV, ROLES, SIX, WORTH, at
-from lora_lab.article.section import Part, Section, Sized, TableOf
+from lora_lab.article.section import Part, ScoresOf, Section, Sized, TableOf
 from lora_lab.spec.tree import pairs
 
 RATE, METHOD = "optimizer.lr", "method.name"
@@ -37,11 +38,19 @@ _FP32 = Sized("LoRA float32, q+v r=8", (QV, "model.dtype=float32", "method.dtype
 _SMALL = Sized("a quarter of the model (8 layers), nf4, q+v r=8", (QV, NF4, "model.config.num_hidden_layers=8"))
 _RATES = Part("s1_learning_rate", full=("sweep.space.optimizer.lr=[3e-5,1e-4,3e-4,1e-3,3e-3]",))
 _FULL_RATES = Part("q8_full", full=("sweep.space.optimizer.lr=[1e-6,3e-6,1e-5,3e-5,1e-4]",))
+POINTS = 0.02
+"""Share of a benchmark's documents, the smallest difference that is called noticeable here."""
 _OTHERS = ("prompt_tuning", "prefix_tuning", "bottleneck", "llama_adapter")
 
 
 def _labels(sizes: tuple[Sized, ...]) -> tuple[str, ...]:
     return tuple(size.label for size in sizes)
+
+
+def _forgotten(said: str, task: str) -> Claim:
+    score = f"{task}.acc"
+    gains = Gains(Side("q2_domain"), f"scores.{score}", f"base_scores.{score}", sign=-1, smallest=POINTS)
+    return Claim(said, gains)
 
 
 def _uneven(ranks: list[int], said: str) -> Claim:
@@ -81,15 +90,28 @@ QUESTIONS = (
     Section(
         "Q2-domain",
         "Arithmetic gets worse than the base model when the data has no arithmetic.",
-        "Trained on instructions without a digit; scored, before and after, by the loss of the right answers to sums.",
-        parts=(Part("q2_domain", own_data=True, full=("budget.steps=390", "budget.epochs=null")),),
+        "Trained on instructions without a digit; scored, before and after, by the loss of the right answers to sums, "
+        f"and by greedy answers to sums of two and four digits. Worse: {WORTH} nats, or {POINTS:.0%} of the sums.",
+        parts=(
+            Part(
+                "q2_domain",
+                own_data=True,
+                smoke=("evaluation.limit=20",),
+                full=("budget.steps=390", "budget.epochs=null", "evaluation.limit=null"),
+            ),
+        ),
         claims=(
             Claim(
                 "The right answers to sums lose likelihood",
                 Gains(Side("q2_domain"), sign=-1, smallest=WORTH),
             ),
+            _forgotten("Fewer two-digit additions are answered right", "offline_arithmetic_2da"),
+            _forgotten("Fewer two-digit subtractions are answered right", "offline_arithmetic_2ds"),
         ),
-        tables=(TableOf("q2_domain", ("seed",), extras=("base_eval_loss", "eval_accuracy", "train_loss")),),
+        tables=(
+            TableOf("q2_domain", ("seed",), extras=("base_eval_loss", "eval_accuracy", "train_loss")),
+            ScoresOf("q2_domain"),
+        ),
     ),
     Section(
         "Q3-rank",
@@ -204,14 +226,7 @@ QUESTIONS = (
         ),
         tables=(TableOf("q8_full", (RATE,)), TableOf("s1_learning_rate", (RATE,))),
     ),
-    Section(
-        "Q9-combine",
-        "Several LoRA sets can be added into one weight.",
-        "One adapter for each of three tasks, to be added and scored on every task.",
-        parts=(Part("q9_combine", own_data=True, adapters=True, full=("data=taskmix", "data.max_length=128")),),
-        tables=(TableOf("q9_combine", ("data.tasks",)),),
-        needs="lora-lab combine",
-    ),
+    COMBINE,
     Section(
         "Q10-layerwise",
         "Ranks can differ by layer; untested.",
@@ -225,20 +240,7 @@ QUESTIONS = (
         claims=(_uneven([14, 8, 2], "lower"), _uneven([2, 8, 14], "upper")),
         tables=(TableOf("q10_layerwise", ("method.rank_groups",), baseline=pairs({"method.rank_groups": [8, 8, 8]})),),
     ),
-    Section(
-        "S0-subspace",
-        "Adapters of different rank share their top singular directions; rank 1 on query and value can be enough.",
-        f"Ranks 1, 8 and 64. Enough: rank 1 is less than {WORTH} nats worse than rank 64.",
-        parts=(Part("s0_subspace", adapters=True, full=("sweep.repeats=1",)),),
-        claims=(
-            Claim(
-                "Rank 64 is not better than rank 1",
-                NotBetter(at("s0_subspace", "method.r", 64), at("s0_subspace", "method.r", 1), WORTH),
-            ),
-        ),
-        tables=(TableOf("s0_subspace", ("method.r",)),),
-        needs="lora-lab subspace",
-    ),
+    SUBSPACE,
     Section(
         "S1-learning-rate",
         "LoRA wants a higher learning rate than full fine-tuning (about 10 times).",
@@ -272,12 +274,5 @@ QUESTIONS = (
         ),
         tables=(TableOf("s2_methods", (METHOD,), RATE),),
     ),
-    Section(
-        "S3-latency",
-        "A merged LoRA adds no inference latency; unmerged adapters do.",
-        "An adapter of each kind, to be timed merged and unmerged.",
-        parts=(Part("s3_latency", adapters=True),),
-        tables=(TableOf("s3_latency", (METHOD,)),),
-        needs="lora-lab latency",
-    ),
+    LATENCY,
 )

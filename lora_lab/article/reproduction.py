@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_lab.article.budgets import ordered, overrides_of
 from lora_lab.article.findings import found
+from lora_lab.article.measured import frames_of
 from lora_lab.article.prepared import prepare
 from lora_lab.article.section import Part, Section, parts_of
 from lora_lab.article.sizing import sizes_of
@@ -61,6 +62,8 @@ class Reproduction:
     def judge(self, section: Section, command: str, say: Callable[[str], None]) -> dict[str, Any]:
         """Judge a section by what lies in the folder, and keep that in ``evidence.json``; its tree there."""
         frames = self._frames(section)
+        if section.measured is not None and all(part in frames for part in section.measured.parts):
+            frames |= frames_of(section.measured, self.folder, self.budget, say)
         sizes = sizes_of(section.sizes, frames, self.folder, say)
         tree = found(section, frames, sizes).to_tree()
         evidence = self.evidence() | {

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora_lab.analysis.claims import Claim
 from lora_lab.errors import ConfigError, nearest
 from lora_lab.spec.tree import Pairs, pairs
+
+if TYPE_CHECKING:
+    from lora_lab.article.measured import Measurement
 
 BUDGETS = ("smoke", "small", "full")
 """How much is trained: seconds on a random model, an hour or two of CPU, the article's own settings on a GPU."""
@@ -54,7 +57,11 @@ class Sized:
 
 @dataclass(frozen=True)
 class TableOf:
-    """A table of one sweep: rows by columns of ``metric``, ``extras`` beside, and the article's words by row."""
+    """A table of one sweep: rows by columns of ``metric``, ``extras`` beside, and the article's words by row.
+
+    ``over`` is what its runs repeat, where that is not seeds; ``ranked`` is false of numbers of which none is better
+    than another.
+    """
 
     sweep: str
     rows: tuple[str, ...] = ()
@@ -63,14 +70,23 @@ class TableOf:
     extras: tuple[str, ...] = ("trainable_parameters", "lane_bytes", "seconds")
     baseline: Pairs = field(default_factory=pairs)
     article: Mapping[str, str] = field(default_factory=dict)
+    over: str = "seeds"
+    ranked: bool = True
+
+
+@dataclass(frozen=True)
+class ScoresOf:
+    """A table of one sweep's benchmark scores, a row a metric: the base model's, and the mean over all its runs."""
+
+    sweep: str
 
 
 @dataclass(frozen=True)
 class Section:
     """One row of the article's claims.
 
-    ``says`` is the article's statement, ``here`` what is done about it. ``needs`` names a command of lora-lab that the
-    section waits for; its sweeps run already.
+    ``says`` is the article's statement, ``here`` what is done about it. ``measured`` is what is measured of the trained
+    adapters; claims and tables name its tables as they name sweeps.
     """
 
     id: str
@@ -79,8 +95,8 @@ class Section:
     parts: tuple[Part, ...] = ()
     sizes: tuple[Sized, ...] = ()
     claims: tuple[Claim, ...] = ()
-    tables: tuple[TableOf, ...] = ()
-    needs: str = ""
+    tables: tuple[TableOf | ScoresOf, ...] = ()
+    measured: Measurement | None = None
 
     @property
     def title(self) -> str:

@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from lora_lab import data, models
-from lora_lab.adapters.changes import low_rank
 from lora_lab.adapters.references import Reference
 from lora_lab.bench.exact_match import exact_match
 from lora_lab.engine.evaluate import Candidate, evaluate
 from lora_lab.methods import Attachment
 from lora_lab.methods import load as load_adapter
-from lora_lab.methods.combining import combined, lora_of
+from lora_lab.methods.combining import combined, lora_of, low_rank
 from lora_lab.models import BaseModel
 from lora_lab.packing.paths import Mount
 from lora_lab.spec import RunSpec
@@ -27,9 +26,8 @@ def combination_scores(
 ) -> pd.DataFrame:
     """One row a sum and task: ``sum, task, eval_loss, exact_match``, and a column ``weight.<name>`` an adapter.
 
-    The sums are scored on the held-out data of ``spec``, all tasks together (``task`` is ``all`` then, the only one
-    with an ``eval_loss``, in nats a token) and each for itself; the empty sum is the base model. Adapters must be
-    low-rank updates.
+    The sums are scored on the held-out data of ``spec``, all tasks together (``task`` is ``all`` then) and each for
+    itself; ``eval_loss`` is in nats a token. The empty sum is the base model. Adapters must be low-rank updates.
 
     Raises:
         MethodError, CheckpointError, DataError: adapters or data that cannot be used.
@@ -48,17 +46,24 @@ def combination_scores(
         for attachment in made:
             if attachment is not None:
                 mount.mount(attachment)
-        losses = evaluate(mount, [Candidate(one, split, 0, spec.evaluation.batch_size) for one in made])
+        parts = {task: split.of_task(task) for task in dict.fromkeys(sorted(split.tasks))}
+        size = spec.evaluation.batch_size
+        losses = {
+            task: evaluate(mount, [Candidate(one, part, 0, size) for one in made]) for task, part in parts.items()
+        }
         matches = exact_match(mount, made, split, spec.evaluation)
     finally:
         mount.unmount()
     rows: list[dict[str, object]] = []
-    for weights, loss, match in zip(sums, losses, matches, strict=True):
+    for i, (weights, match) in enumerate(zip(sums, matches, strict=True)):
         name = " + ".join(f"{weight:g} {one}" for one, weight in weights.items() if weight != 0) or "base"
         columns: dict[str, object] = {f"weight.{one.name}": float(weights.get(one.name, 0.0)) for one in references}
-        rows.append({"sum": name, "task": "all", "eval_loss": loss.loss, "exact_match": match.share} | columns)
+        mine = {task: found[i] for task, found in losses.items()}
+        tokens = sum(one.tokens for one in mine.values())
+        whole = sum(one.loss * one.tokens for one in mine.values()) / max(1, tokens)
+        rows.append({"sum": name, "task": "all", "eval_loss": whole, "exact_match": match.share} | columns)
         rows += [
-            {"sum": name, "task": task, "eval_loss": None, "exact_match": share} | columns
-            for task, share in match.by_task.items()
+            {"sum": name, "task": task, "eval_loss": one.loss, "exact_match": match.by_task.get(task)} | columns
+            for task, one in mine.items()
         ]
     return pd.DataFrame(rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import logging
 import os
 import re
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ from lora_lab.spec import EvaluationSpec
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
+
+log = logging.getLogger(__name__)
 
 OFFLINE = Path(__file__).parent / "tasks"
 """The tasks of lora-lab itself, in lm-eval's form."""
@@ -72,11 +75,13 @@ def _find(
             _check_names(rest, known, definitions)
             manager = TaskManager(include_path=folders)  # reads thousands of files to know its own tasks
         found = _load(manager, [wanted[name] or name for name in names], names)
-    for task in found["tasks"].values():
+    for name, task in found["tasks"].items():
         if num_fewshot is not None and task.get_config("num_fewshot") != 0:
             task.set_config(key="num_fewshot", value=num_fewshot)
         elif task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
+        elif num_fewshot:  # as lm-eval has it
+            log.warning("%s is asked without examples whatever evaluation.num_fewshot says: so it is defined", name)
         task.set_fewshot_seed(seed=SEED)
         if task.OUTPUT_TYPE == "multiple_choice":
             task.process_results = Strict(task.process_results, task.doc_to_choice)
@@ -89,7 +94,8 @@ def _load(manager: TaskManager, wanted: list[str], names: Sequence[str]) -> dict
     except LoraLabError:
         raise
     except Exception as error:  # whatever a task's data can do: a hub, a network, a file, a function
-        said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        lines = (line.strip().rstrip(".") for line in str(error).splitlines())
+        said = next(filter(None, lines), type(error).__name__)
         raise DataError(
             f"evaluation.tasks={','.join(names)}: a task or its data cannot be loaded: {said}. Without a network, "
             "evaluation.task_data=FOLDER takes local copies of the article's tasks, evaluation.include_path=FOLDER "

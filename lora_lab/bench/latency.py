@@ -19,11 +19,15 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from lora_lab.adapters.in_place import Weights, in_place
-from lora_lab.methods import Attachment
+from lora_lab.adapters import Reference
+from lora_lab.adapters.in_place import Weights, in_place, merged_weights
+from lora_lab.errors import ConfigError, LoraLabError, nearest
+from lora_lab.methods import Attachment, attach, load
 from lora_lab.models import BaseModel
 from lora_lab.packing.paths import Mount
 from lora_lab.packing.stacks import Share
+from lora_lab.spec import MethodSpec
+from lora_lab.spec.method import METHODS
 
 BASE = "base"
 MARGIN = 0.05
@@ -44,6 +48,39 @@ class Variant:
         if self.attachment is None:
             return 0
         return sum(one.numel() * one.element_size() for one in self.attachment.parameters().values())
+
+
+def variants(
+    base: BaseModel,
+    references: Sequence[Reference],
+    methods: Sequence[str] = (),
+    say: Callable[[str], None] = lambda text: None,
+) -> list[Variant]:
+    """The base, each adapter beside it and, where it can be, merged; and untrained ones of ``methods``.
+
+    Methods that this base cannot carry are left out, and ``say`` is told.
+
+    Raises:
+        ConfigError: an unknown method.
+    """
+    found = [Variant(BASE)]
+    for reference in references:
+        if reference.folder is None:
+            continue
+        attachment = load(reference.folder, base)
+        found.append(Variant(reference.name, attachment))
+        try:
+            found.append(Variant(f"{reference.name} merged", None, merged_weights(base, attachment, reference.name)))
+        except LoraLabError as error:
+            say(str(error))
+    for name in methods:
+        if name not in METHODS:
+            raise ConfigError(f"--methods {name}: no such method{nearest(name, METHODS)}")
+        try:
+            found.append(Variant(name, attach(base, MethodSpec(name), 0)))
+        except LoraLabError as error:
+            say(f"{name} is left out: {error}")
+    return found
 
 
 def measure(
@@ -80,6 +117,8 @@ def measure(
                     tokens = batch * (prompt if phase == "prefill" else new)
                     rows.append((turn, variant.name, batch, phase, seconds, tokens, memory))
         say(f"batch {batch}: {rounds} rounds of {len(variants)} variants")
+    names = [variant.name for variant in variants]
+    rows.sort(key=lambda row: (batches.index(row[2]), row[0], names.index(row[1])))
     return pd.DataFrame(rows, columns=["round", "variant", "batch", "phase", "seconds", "tokens", "memory"])
 
 

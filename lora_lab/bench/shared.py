@@ -2,23 +2,32 @@
 
 All lanes read the same tokens, so all have the same rows, a lane's together. A row attends along its own sequence's
 path: what all sequences of the pass have in common is one matrix product for all rows of a lane, the rest of each path
-is gathered. Padding repeats a lane's own rows; no lane reads another's numbers (0 x NaN is NaN).
+is gathered. On a CPU one kernel does that for stretches of rows as they are (:mod:`lora_lab.packing.native`); else they
+are gathered into buckets of like sizes. Padding repeats a lane's own rows; no lane reads another's numbers (0 x NaN is
+NaN).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lora_lab.bench.beginnings import Ints, Pass, Segment
+from lora_lab.packing import native
 from lora_lab.packing.layout import Layout
 
 WASTE = 0.3
 """Padding that a bucket's scores may hold, as a share of them, before a new bucket is begun."""
+
+COMMON = 48
+"""So many places that all segments have in common are worth a matrix product of their own beside the kernel."""
+STRETCH = 32
+"""Rows that the kernel computes at once."""
 
 Carried = list[tuple[Tensor, Tensor]]
 """Keys and values of every layer, ``(kv, lanes, places, d)`` each."""
@@ -58,29 +67,60 @@ class _Attention:
 
     def __init__(self, step: Pass, lanes: int, device: torch.device, before: Carried) -> None:
         self.lanes, self.n, self.common, self.device = lanes, len(step.tokens), step.common, device
+        self.step = step
         kept = torch.from_numpy(step.kept).to(device)
         self.before = [(k.index_select(2, kept), v.index_select(2, kept)) for k, v in before] if len(kept) else []
         self.layers: Carried = []
-        self._buckets = _buckets(step, device)
         self._hidden: dict[tuple[int, int | None], Tensor] = {}
+
+    @cached_property
+    def _buckets(self) -> list[_Bucket]:
+        return _buckets(self.step, self.device)
+
+    @cached_property
+    def _stretches(self) -> tuple[Tensor, Tensor]:
+        return _stretches(self.step)
 
     def __call__(
         self, query: Tensor, key: Tensor, value: Tensor, scaling: float, softcap: float | None, window: int | None
     ) -> Tensor:
         """See :class:`~lora_lab.packing.layout.Attention`."""
-        kv, groups = len(key), len(query) // len(key)
-        q = query.view(kv, groups, self.lanes, self.n, -1).permute(0, 2, 3, 1, 4).contiguous()
-        k, v = (x.reshape(kv, self.lanes, self.n, -1) for x in (key, value))
+        k, v = (x.reshape(len(x), self.lanes, self.n, -1) for x in (key, value))
         if self.before:
             old = self.before[len(self.layers)]
             k, v = torch.cat([old[0], k], 2), torch.cat([old[1], v], 2)
         self.layers.append((k, v))
+        if softcap is None and k.shape[3] == v.shape[3] and native.usable(query):
+            return self._by_kernel(query, k, v, scaling, window)
+        kv, groups = len(key), len(query) // len(key)
+        q = query.view(kv, groups, self.lanes, self.n, -1).permute(0, 2, 3, 1, 4).contiguous()
         out = q.new_empty(kv, self.lanes, self.n, groups, v.shape[-1])
         for i, bucket in enumerate(self._buckets):
             hidden = self._hidden_of(i, window)
             found = _attend(q, k, v, bucket, hidden, self.common, scaling, softcap)
             out.index_copy_(2, bucket.rows, found.index_select(2, bucket.real))
         return out.permute(1, 2, 0, 3, 4).reshape(self.lanes * self.n, -1)
+
+    def _by_kernel(self, query: Tensor, k: Tensor, v: Tensor, scaling: float, window: int | None) -> Tensor:
+        """What all segments have in common is a product for all rows, if that is much; the kernel does the rest."""
+        (kv, lanes, places, d), heads = k.shape, len(query)
+        common = self.common if self.common >= COMMON else 0
+        query, k, v = query.contiguous(), k.contiguous(), v.contiguous()
+        first, second = (self._of_heads(x[:, :, :common], heads // kv) for x in (k, v))
+        scores = torch.bmm(query.view(heads * lanes, self.n, d), first.transpose(1, 2)) if common else None
+        out = query.new_empty(lanes * self.n, heads * d)
+        stretches, paths = self._stretches
+        sizes = (len(stretches), lanes, kv, heads // kv, self.n, places, common, d)
+        seen = places + self.n if window is None else window
+        native.call("path_attention", query, k, v, scores, out, stretches, paths, *sizes, seen, float(scaling))
+        if scores is not None:
+            out.view(-1, heads, d).add_(torch.bmm(scores, second).view(heads, -1, d).transpose(0, 1))
+        return out
+
+    def _of_heads(self, x: Tensor, groups: int) -> Tensor:
+        """``(heads lanes, places, d)`` of ``x (kv, lanes, places, d)``."""
+        kv, lanes, places, d = x.shape
+        return x.unsqueeze(1).expand(kv, groups, lanes, places, d).reshape(kv * groups * lanes, places, d)
 
     def _hidden_of(self, i: int, window: int | None) -> Tensor:
         """``(s, m, common + o)``: which places a query does not see."""
@@ -126,6 +166,19 @@ def _attend(
         over = weights[:, :, :common].reshape(kv * lanes, s * m * groups, common)
         found += torch.bmm(over, v[:, :, :common].reshape(kv * lanes, common, -1)).view_as(found)
     return found.view(kv, lanes, s * m, groups, -1)
+
+
+def _stretches(step: Pass) -> tuple[Tensor, Tensor]:
+    """``(stretches, 4)``: first row, rows, where the path of the last one begins, its length; and all the paths."""
+    table, begin = [], 0
+    for segment in step.segments:
+        length = len(segment.path)
+        for a in range(0, segment.rows, STRETCH):
+            rows = min(STRETCH, segment.rows - a)
+            table.append((segment.first + a, rows, begin, length - segment.rows + a + rows))
+        begin += length
+    paths = np.concatenate([segment.path for segment in step.segments])
+    return torch.tensor(table, dtype=torch.int64).reshape(len(table), 4), torch.from_numpy(paths)
 
 
 def _buckets(step: Pass, device: torch.device) -> list[_Bucket]:

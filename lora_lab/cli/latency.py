@@ -7,17 +7,12 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from lora_lab.errors import ConfigError, LoraLabError, SpecError
+from lora_lab.errors import SpecError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import pandas as pd
 
-    from lora_lab.adapters.references import Reference
     from lora_lab.analysis.rendering import Grid
-    from lora_lab.bench.latency import Variant
-    from lora_lab.models import BaseModel
 
 HELP = "prefill and decode time, tokens/s and memory: base, adapter beside it, merged, and every method"
 EXAMPLE = "lora-lab latency best:rank_alpha --methods bottleneck prompt_tuning"
@@ -44,8 +39,9 @@ def run(args: argparse.Namespace) -> int:
         BadInput: adapters that cannot be used.
     """
     from lora_lab.adapters import resolve
-    from lora_lab.bench.latency import BASE, measure, summary, verdict
+    from lora_lab.bench.latency import BASE, measure, summary, variants, verdict
     from lora_lab.models import load
+    from lora_lab.spec.method import METHODS
     from lora_lab.worker.bases import device_name
 
     for flag, value in (("batches", min(args.batches)), ("prompt", args.prompt), ("new", args.new)):
@@ -56,53 +52,19 @@ def run(args: argparse.Namespace) -> int:
     words = [word for word in args.adapters if not word.startswith(("model=", "model."))]
     references = resolve(words, [word for word in args.adapters if word not in words])
     base = load(references[0].model, device_name(args.device))
-    variants = made(base, references, args.methods)
-    frame = measure(
-        base, variants, batches=args.batches, prompt=args.prompt, new=args.new, rounds=args.rounds, say=_say
-    )
+    methods = () if args.methods is None else args.methods or tuple(METHODS)
+    timed = variants(base, references, methods, _say)
+    frame = measure(base, timed, batches=args.batches, prompt=args.prompt, new=args.new, rounds=args.rounds, say=_say)
     if args.csv:
         print(frame.to_csv(index=False, lineterminator="\n"), end="")
         return 0
     found = summary(frame)
-    verdicts = {one.name: verdict(found, one.name) for one in variants if one.name != BASE}
+    verdicts = {one.name: verdict(found, one.name) for one in timed if one.name != BASE}
     if args.json:
         print(json.dumps({"rows": found.to_dict("records"), "verdicts": verdicts}, indent=1))
         return 0
     _screen(found, verdicts)
     return 0
-
-
-def made(base: BaseModel, references: Sequence[Reference], methods: Sequence[str] | None) -> list[Variant]:
-    """The base, each adapter beside it and, where it can be, merged; and untrained ones of ``methods``.
-
-    Raises:
-        ConfigError: an unknown method.
-    """
-    from lora_lab.adapters.in_place import merged_weights
-    from lora_lab.bench.latency import BASE, Variant
-    from lora_lab.errors import nearest
-    from lora_lab.methods import attach, load
-    from lora_lab.spec import MethodSpec
-    from lora_lab.spec.method import METHODS
-
-    variants = [Variant(BASE)]
-    for reference in references:
-        if reference.folder is None:
-            continue
-        attachment = load(reference.folder, base)
-        variants.append(Variant(reference.name, attachment))
-        try:
-            variants.append(Variant(f"{reference.name} merged", None, merged_weights(base, attachment, reference.name)))
-        except LoraLabError as error:
-            _say(str(error))
-    for name in (methods or METHODS) if methods is not None else ():
-        if name not in METHODS:
-            raise ConfigError(f"--methods {name}: no such method{nearest(name, METHODS)}")
-        try:
-            variants.append(Variant(name, attach(base, MethodSpec(name), 0)))
-        except LoraLabError as error:
-            _say(f"{name} is left out: {error}")
-    return variants
 
 
 def grid(found: pd.DataFrame) -> Grid:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import math
 import os
@@ -57,11 +58,15 @@ def run(args: argparse.Namespace) -> int:
         SweepFolderError: no such sweep.
         CheckpointError: a result file is torn.
     """
-    from lora_lab.analysis import find_sweep, read_results, read_sweep
+    from lora_lab.analysis import find_sweep, read_sweep
 
     folder = find_sweep(args.sweep)
     record = read_sweep(folder)
-    tree = status_tree(record, read_results(folder))
+    gc.disable()  # it would look through ten thousand results again and again
+    try:
+        tree = status_tree(record)
+    finally:
+        gc.enable()
     if args.json:
         print(json.dumps(tree, indent=1, allow_nan=False))
         return 0
@@ -71,20 +76,23 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def status_tree(record: SweepRecord, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def status_tree(record: SweepRecord) -> dict[str, Any]:
     """The status for ``--json``.
 
-    ``state`` is ``running`` (a process works on the sweep), ``done`` or ``paused``; ``eta_seconds`` is ``null`` unless
-    it is running and a run has been settled.
+    Results are those of the study's log; where it has none, or cannot be read now, those of the folder. ``state`` is
+    ``running`` (a process works on the sweep), ``done`` or ``paused``; ``eta_seconds`` is ``null`` unless it is running
+    and a run has been settled.
     """
+    from lora_lab.analysis import read_results
     from lora_lab.launch.jobs import Jobs, described, execution_with
     from lora_lab.spec import SETTLED
-    from lora_lab.study.look import living, look
+    from lora_lab.study.look import living, look, result_trees
     from lora_lab.study.standing import standing
 
+    study = look(record.folder)
+    results = read_results(record.folder) if study is None or study.sweep is None else result_trees(study)
     outcomes = Counter(str(tree["outcome"]) for tree in results)
     settled = sum(count for outcome, count in outcomes.items() if outcome in SETTLED)
-    study = look(record.folder)
     workers = [called(worker.process) for worker in living(study)] if study is not None else []
     worker = workers[0] if workers else None
     found = standing(study) if study is not None else None
@@ -105,6 +113,7 @@ def status_tree(record: SweepRecord, results: Sequence[Mapping[str, Any]]) -> di
         "stopped": found.stopped if found else None,
         "refused": {str(trial): why for trial, why in found.refused.items()} if found else {},
         "shared": found.shared if found else {},
+        "stages": {str(t["run"]): t["stage"] for t in results if t.get("stage")},
         "waiting": list(found.waiting) if found else [],
         "copies": {str(trial): list(origin) for trial, origin in found.copies.items()} if found else {},
         "branches": branches,
@@ -201,12 +210,10 @@ def _records(path: Path) -> list[dict[str, Any]]:
 
 
 def _best(record: SweepRecord, results: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    if not results:
-        return None
-    from lora_lab.analysis import best_configuration, results_frame
+    from lora_lab.analysis.grouping import best_of_results
     from lora_lab.cli.report import best_tree
 
-    best = best_configuration(results_frame(record, results))
+    best = best_of_results(record, results)
     return None if best is None else best_tree(record, best)
 
 
@@ -263,6 +270,9 @@ def search_lines(tree: Mapping[str, Any]) -> list[str]:
     if shared := tree["shared"]:
         run, other = next(iter(shared.items()))
         lines.append(f"{len(shared)} runs share the result of an equal run ({run} that of {other})")
+    if stages := tree["stages"]:
+        run, began = next(iter(stages.items()))
+        lines.append(f"{len(stages)} runs began with the steps of a shorter one ({run} with {began})")
     if tree["waiting"]:
         lines.append(f"{len(tree['waiting'])} trials are paused at a rung")
     if copies := tree["copies"]:

@@ -49,7 +49,7 @@ def print_summary(console: Console, folder: Path, mlflow_ui: str | None = None) 
 
     if not results:
         say(console, f"Sweep {record.name}: none of its {record.planned_runs} runs has a result yet.")
-        for line in search_lines(status_tree(record, results)):
+        for line in search_lines(status_tree(record)):
             say(console, line)
         say_commands(console, next_commands(record, 0, mlflow_ui))
         return
@@ -58,7 +58,7 @@ def print_summary(console: Console, folder: Path, mlflow_ui: str | None = None) 
     say(console, headline(record, frame), style="bold")
     for line in troubles(frame):
         say(console, line, style="yellow")
-    for line in search_lines(status_tree(record, results)):
+    for line in search_lines(status_tree(record)):
         say(console, line)
     if (front := front_grid(frame)) is not None:
         say(console, "")

@@ -89,6 +89,11 @@ def compose_sweep(name_or_path: str, overrides: Sequence[str] = ()) -> Composed:
     tree["sweep"]["name"] = _name(tree["sweep"]["name"], name_or_path, path)
     tree["method"]["roles"] = _roles(tree["method"]["roles"])
     sweep, execution = _sweep(tree), _execution(tree)
+    if sweep.base.model.divided and execution.max_lanes not in (None, 1):
+        raise ConfigError(
+            f"pack.max_lanes={execution.max_lanes} and model.shard={sweep.base.model.shard}: a run that is wider than "
+            "a device trains alone. Leave pack.max_lanes out, or give model.shard=none."
+        )
     title = f"Sweep {sweep.name}, fully resolved: `lora-lab sweep THIS_FILE` makes it again."
     return Composed(sweep, execution, resolved_yaml(tree, raw, title))
 

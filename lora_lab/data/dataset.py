@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 _SAID: set[str] = set()  # what was logged in this process: once a data set is enough
 
-_FORMAT = 2  # raise when the same records would give other tokens, so that old cache files are not read
+_FORMAT = 3  # raise when the same records would give other tokens, so that old cache files are not read
 
 
 def check(spec: DataSpec) -> None:

@@ -124,6 +124,11 @@ class Split:
         """The task family of each example (the name of its source in a mixture), empty where there is none."""
         return [self.sources[s].tasks[r] or (self.labels[s] if self.labels else "") for s, r in self._places]
 
+    def of_task(self, task: str) -> Split:
+        """The examples of one task family, in the same order."""
+        mine = np.array([one == task for one in self.tasks], dtype=bool)
+        return Split(self.sources, self.source[mine], self.row[mine], self.labels)
+
     @property
     def _places(self) -> list[tuple[int, int]]:
         return list(zip(self.source.tolist(), self.row.tolist(), strict=True))

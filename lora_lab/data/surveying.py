@@ -92,8 +92,9 @@ def _side(split: Split) -> Side:
     supervised = sum(int(split.tokens(i)[1].sum()) for i in range(len(split)))
     prints = split.prints
     told_apart = prints[prints != 0]
-    width = max(1, -(-int(lengths.max()) // BINS))
-    counts = np.bincount((lengths - 1) // width)
+    shortest = int(lengths.min())
+    width = -(-(int(lengths.max()) - shortest + 1) // BINS)
+    counts = np.bincount((lengths - shortest) // width)
     return Side(
         examples=len(split),
         tokens=int(lengths.sum()),
@@ -101,10 +102,12 @@ def _side(split: Split) -> Side:
         truncated=split.truncated,
         dropped=split.dropped,
         repeated=len(told_apart) - len(np.unique(told_apart)),
-        shortest=int(lengths.min()),
+        shortest=shortest,
         median=float(np.median(lengths)),
         longest=int(lengths.max()),
-        histogram=tuple((i * width + 1, (i + 1) * width, int(count)) for i, count in enumerate(counts)),
+        histogram=tuple(
+            (shortest + i * width, shortest + (i + 1) * width - 1, int(count)) for i, count in enumerate(counts)
+        ),
     )
 
 

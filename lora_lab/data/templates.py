@@ -171,7 +171,7 @@ def _alpaca(record: Dialogue, _: PreTrainedTokenizerBase) -> Example:
             prompt = f"{_ALPACA}### Instruction:\n{record.instruction}\n\n### Response:"
         return Example(prompt, record.output, record.task)
     system = "".join(f"{content}\n\n" for role, content in record.turns if role == "system")
-    heads = {"user": "### Instruction:\n", "assistant": "### Response:\n"}
+    heads = {"user": "### Instruction:\n", "assistant": "### Response:"}  # an answer begins as the last one does
     prompt = "".join(f"{heads[role]}{content}\n\n" for role, content in record.turns if role != "system")
     return Example(f"{system or _ALPACA}{prompt}### Response:", record.response, record.task)
 

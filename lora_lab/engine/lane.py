@@ -6,6 +6,7 @@ lane's own, so that what it computes does not depend on its company.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import time
@@ -68,7 +69,9 @@ class Lane:
         self.attachment: Attachment = attach(base, spec.method, spec.seed, self._sequences)
         named = self.attachment.parameters()
         self.parameters = list(named.values())
-        self.optimizer = optimizers.build(spec.optimizer, named) if named else None
+        movable = self.attachment.movable
+        self.optimizer = optimizers.build(spec.optimizer, named, movable=movable) if named else None
+        self._names = {id(parameter): name for name, parameter in named.items()}
         self.curvature: dict[torch.nn.Parameter, Tensor] | None = None
         self.generator = torch.Generator(device=base.device).manual_seed(spec.seed)
         self.total = spec.budget.total_steps(self.order.rows) if self.parameters else 0
@@ -116,11 +119,12 @@ class Lane:
         A lane whose gradient is not finite is left as it was before the step.
         """
         assert self.optimizer is not None
+        self.attachment.collect()
         penalty = self.attachment.penalty()
         if penalty is not None:
             penalty.backward()
         grads = [p.grad for p in self.parameters if p.grad is not None]
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+        norm = self.attachment.norm(grads)
         lr = self.spec.optimizer.lr * schedules.factor(self.spec.schedule, self.step, self.total)
         value = float(norm)
         if not math.isfinite(value):
@@ -231,7 +235,9 @@ class Lane:
         if self.optimizer is not None:
             found, state["optimizer"] = export_state(self.optimizer)
             tensors |= {f"optimizer.{k}": v for k, v in found.items()}
-        checkpoint.write(self.job.folder, tensors, state, file)
+        tensors = self.attachment.gathered(tensors, self._owner)
+        if self.attachment.shards is None or self.attachment.shards.first:
+            checkpoint.write(self.job.folder, tensors, state, file)
         self.saved_at = time.monotonic()
 
     def save_adapter(self, base_name: str) -> Path | None:
@@ -255,7 +261,8 @@ class Lane:
             found = checkpoint.read(self.job.folder)
         except CheckpointError as error:
             path = self.job.folder / checkpoint.FILE
-            path.replace(path.with_suffix(".damaged"))
+            with contextlib.suppress(FileNotFoundError):  # another process of this lane was faster
+                path.replace(path.with_suffix(".damaged"))
             self.note = f"its checkpoint was damaged, so it was trained from its beginning again ({error})"
             return
         if found is None:
@@ -266,6 +273,7 @@ class Lane:
                 f"{self.job.folder / checkpoint.FILE}: belongs to another experiment (key {state['key'][:12]}, "
                 f"this run has {self.job.checkpoint_key[:12]}). Delete it, or choose another folder."
             )
+        tensors = self.attachment.taken(tensors, self._owner)
         self.attachment.load_state_dict(_under("adapter.", tensors))
         self.best_tensors = _under("best.", tensors)
         self.generator.set_state(tensors["generator"])
@@ -278,6 +286,15 @@ class Lane:
         self.best = EvalMetrics(**state["best"]) if state["best"] else None
         if self.optimizer is not None:
             import_state(self.optimizer, _under("optimizer.", tensors) | state["optimizer"])
+
+    def _owner(self, name: str) -> str | None:
+        """The parameter to which a tensor of a checkpoint belongs, by its name there."""
+        kind, _, rest = name.partition(".")
+        if kind != "optimizer" or self.optimizer is None:
+            return rest if kind in ("adapter", "best") and rest in self._names.values() else None
+        number = rest.partition(".")[0]
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        return self._names.get(id(parameters[int(number)])) if number.isdigit() else None
 
     @property
     def own_bytes(self) -> int:

@@ -61,7 +61,7 @@ class Pack:
         max_lanes: lanes at most; halved by itself whenever the device runs out of memory.
         checkpoint_seconds: a lane is saved at a step boundary when its last checkpoint is older than this.
         keep_checkpoints: a lane that ends well leaves a checkpoint from which it could go on.
-        score: scores lanes that ask for it at every evaluation (``evaluation.during``) while they train.
+        score: scores lanes that ask for it at every evaluation (``evaluation.during``).
     """
 
     def __init__(
@@ -118,8 +118,9 @@ class Pack:
     # -- joining and leaving --------------------------------------------------------------------------
 
     def _fill(self, source: Source) -> list[LaneEnd]:
-        ended = []
-        while len(self.lanes) < self.max_lanes:
+        ended: list[LaneEnd] = []
+        done: list[Lane] = []
+        while len(self.lanes) + len(done) + len(ended) < self.max_lanes:  # who ends at once has its result first
             if self._waiting:
                 self.lanes.append(self._waiting.popleft())
                 continue
@@ -135,12 +136,8 @@ class Pack:
                 continue
             self.mount.mount(lane.attachment)
             self.recorder.started(lane.run, lane.spec, lane.total, lane.first_step)
-            if lane.done:
-                self._evaluate([lane])
-                ended.append(LaneEnd(job, lane, Outcome.COMPLETED))
-            else:
-                self.lanes.append(lane)
-        return ended
+            (done if lane.done else self.lanes).append(lane)
+        return ended + self._judge(done)
 
     def _obey(self) -> list[LaneEnd]:
         """Do what the controller wants done with single lanes."""
@@ -273,8 +270,10 @@ class Pack:
             self._keep(lane, checkpoint.STEM)
         gone = {id(end.lane) for end in ended}
         self.lanes = [lane for lane in self.lanes if id(lane) not in gone]
+        shards = self.base.shards
         for lane in self.lanes:
-            if time.monotonic() - lane.saved_at > self.checkpoint_seconds:
+            due = time.monotonic() - lane.saved_at > self.checkpoint_seconds
+            if due if shards is None else shards.agree(due):
                 self._keep(lane)
         return ended
 
@@ -325,7 +324,11 @@ class Pack:
             self._evaluate_all(lanes[: len(lanes) // 2])
             self._evaluate_all(lanes[len(lanes) // 2 :])
             return
-        asking = [lane for lane in lanes if lane.spec.evaluation.during and not lane.done]
+        asking = [
+            lane
+            for lane, metrics in zip(lanes, found, strict=True)
+            if lane.spec.evaluation.during and math.isfinite(metrics.loss)
+        ]
         scores = self.score(self.mount, asking) if self.score is not None and asking else {}
         found = [replace(m, scores=scores.get(lane.run, m.scores)) for lane, m in zip(lanes, found, strict=True)]
         for lane, metrics in zip(lanes, found, strict=True):

@@ -109,8 +109,8 @@ def interpreter(execution: Execution) -> list[str]:
     return [sys.executable] if said is None else shlex.split(said)
 
 
-def one_of_the_gpus(environment: Mapping[str, str], number: int) -> dict[str, str]:
-    """Variables that leave worker ``number`` of a node one of its GPUs; none where there are none.
+def one_of_the_gpus(environment: Mapping[str, str], number: int, each: int = 1) -> dict[str, str]:
+    """Variables that leave worker ``number`` of a node one of its GPUs, or ``each``; none where there are none.
 
     ``CUDA_VISIBLE_DEVICES`` of ``environment`` says which there are, else ``nvidia-smi`` is asked: torch takes seconds
     to load, and memory on the GPU.
@@ -123,7 +123,8 @@ def one_of_the_gpus(environment: Mapping[str, str], number: int) -> dict[str, st
         seen = [str(n) for n, _ in enumerate(line for line in listed.splitlines() if line.startswith("GPU "))]
     else:
         seen = []
-    return {"CUDA_VISIBLE_DEVICES": seen[number % len(seen)]} if seen else {}
+    mine = dict.fromkeys(seen[(number * each + i) % len(seen)] for i in range(each)) if seen else {}
+    return {"CUDA_VISIBLE_DEVICES": ",".join(mine)} if seen else {}
 
 
 def not_installed(package: str, launcher: str, error: ModuleNotFoundError) -> LauncherError:

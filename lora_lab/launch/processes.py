@@ -56,7 +56,7 @@ class Processes:
         for name in THREADS:
             environment[name] = str(min(len(cores), _number(os.environ.get(name)) or len(cores)))
         if self._execution.device in ("auto", "cuda"):
-            environment |= one_of_the_gpus(environment, place)
+            environment |= one_of_the_gpus(environment, place, launcher.gpus_a_worker)
         if self._execution.storage is not None:
             environment[STORAGE_VARIABLE] = self._execution.storage
         words = [*interpreter(self._execution), *worker_words(self._execution)]

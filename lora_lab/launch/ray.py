@@ -131,6 +131,7 @@ class Keeper:
 
     def __init__(self, words: list[str], log: str, code: str) -> None:
         environment = dict(os.environ)
+        self._asked = False
         with Path(log).open("ab") as file:
             self._worker = subprocess.Popen(
                 [sys.executable, *words, "--parent", str(os.getpid())],
@@ -149,6 +150,7 @@ class Keeper:
 
     def stop(self) -> None:
         """Let the worker save and end."""
+        self._asked = True
         if self._worker.poll() is None:
             self._worker.send_signal(signal.SIGTERM)
 
@@ -156,6 +158,8 @@ class Keeper:
         import ray
 
         code = self._worker.wait()
+        if self._asked and code == -signal.SIGTERM:  # it had not begun to listen, or had done with it
+            code = 130
         self._code.write_text(str(code))
         ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
 

@@ -66,7 +66,9 @@ class Slurm:
         )
         executor.update_parameters(**parameters(self._execution))
         with _refusals():
-            submitted = executor.map_array(Joiner(worker_words(self._execution)), list(places))
+            submitted = executor.map_array(
+                Joiner(worker_words(self._execution), self._execution.launcher.gpus_a_worker), list(places)
+            )
         workers = self._execution.launcher.workers_a_job
         logs = [job.paths.stdout.relative_to(self._folder) for job in submitted]
         return [
@@ -170,6 +172,7 @@ class Joiner:
     """What submitit runs in each task of a job: a worker, in a process of its own, and Slurm's signals passed on."""
 
     words: list[str]
+    gpus: int = 1
     _child: subprocess.Popen[bytes] | None = field(default=None, repr=False)
     _signals: list[int] = field(default_factory=list)
 
@@ -180,7 +183,8 @@ class Joiner:
             RunFailed: the worker crashed.
         """
         before = {number: signal.signal(number, self._pass_on) for number in (signal.SIGUSR2, signal.SIGTERM)}
-        environment = dict(os.environ) | one_of_the_gpus(os.environ, int(os.environ.get("SLURM_LOCALID", "0")))
+        place_on_node = int(os.environ.get("SLURM_LOCALID", "0"))
+        environment = dict(os.environ) | one_of_the_gpus(os.environ, place_on_node, self.gpus)
         environment["OMP_NUM_THREADS"] = os.environ.get("SLURM_CPUS_PER_TASK") or str(len(os.sched_getaffinity(0)))
         self._child = subprocess.Popen(
             [sys.executable, *self.words, "--parent", str(os.getpid())],
@@ -203,7 +207,7 @@ class Joiner:
         """What submitit queues again: the same, for what was trained is in the sweep's folder."""
         from submitit.helpers import DelayedSubmission
 
-        return DelayedSubmission(Joiner(self.words), place)
+        return DelayedSubmission(Joiner(self.words, self.gpus), place)
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         self._signals.append(number)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from lora_lab.errors import CheckpointError
 from lora_lab.files import read_json, write_bytes, write_text
+from lora_lab.models.shards import Shards
 from lora_lab.spec import MethodSpec, to_tree
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -111,6 +112,8 @@ class Attachment:
     """
 
     weights_file: ClassVar[str] = ADAPTER_WEIGHTS
+    movable: ClassVar[bool] = True
+    """An optimizer may give the parameters another storage."""
     spec: MethodSpec
     packable: bool = True
     factors: dict[str, LowRank] = field(default_factory=dict)
@@ -120,6 +123,8 @@ class Attachment:
     prompt: Callable[[], Tensor] | None = None
     solo: Callable[[Tensor, Tensor], Tensor] | None = None
     peft_config: Any = field(default=None, repr=False)
+    shards: Shards | None = field(default=None, repr=False)
+    """The processes that hold the base model; each has these parameters, and gradients of its own sequences."""
 
     # -- training -------------------------------------------------------------------------------------
 
@@ -136,6 +141,16 @@ class Attachment:
     def count(self) -> int:
         """Trainable parameters."""
         return sum(parameter.numel() for parameter in self.parameters().values())
+
+    def collect(self) -> None:
+        """To be called after a step's backward passes: gradients of other processes' sequences are added."""
+        if self.shards is not None:
+            self.shards.add([p.grad for p in self.parameters().values() if p.grad is not None])
+
+    def norm(self, gradients: Sequence[Tensor]) -> Tensor:
+        """The length of all gradients together, of which this process has ``gradients``; a scalar."""
+        length: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(gradients))))
+        return length
 
     def penalty(self) -> Tensor | None:
         """What is added to the loss of an optimizer step, once, however many micro-batches it has; a scalar."""
@@ -182,6 +197,14 @@ class Attachment:
             for name, value in mine.items():
                 value.copy_(state[name])
 
+    def gathered(self, tensors: Mapping[str, Tensor], owner: Callable[[str], str | None]) -> dict[str, Tensor]:
+        """``tensors`` for a checkpoint; ``owner`` says of which parameter one has the shape here, ``None``: of none."""
+        return dict(tensors)
+
+    def taken(self, tensors: Mapping[str, Tensor], owner: Callable[[str], str | None]) -> dict[str, Tensor]:
+        """What :meth:`gathered` was given, from what it gave."""
+        return dict(tensors)
+
     # -- files ----------------------------------------------------------------------------------------
 
     def exported(self) -> dict[str, Tensor]:
@@ -222,6 +245,8 @@ class Attachment:
         from safetensors.torch import save
 
         tensors = {name: value.to("cpu").clone().contiguous() for name, value in self.exported().items()}
+        if self.shards is not None and not self.shards.first:
+            return True
         write_bytes(folder / self.weights_file, save(tensors, metadata={"format": "pt"}))
         if self.peft_config is not None:
             write_text(folder / ADAPTER_CONFIG, self._config_text(base_name))

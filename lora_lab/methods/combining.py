@@ -23,15 +23,14 @@ from torch import Tensor, nn
 
 from lora_lab.errors import MethodError
 from lora_lab.methods.attachment import Attachment, LowRank
+from lora_lab.methods.dora import Magnitude
 from lora_lab.methods.lora import lora_config
 from lora_lab.methods.targets import modules_of, roles_of
+from lora_lab.methods.vera import SharedLowRank
 from lora_lab.models import BaseModel
 from lora_lab.spec import MethodSpec
+from lora_lab.spec.combining import EXACT, ON_FACTORS
 
-EXACT = ("sum", "cat")
-ON_FACTORS = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")
-ON_PRODUCTS = ("svd", "ties_svd", "dare_linear_svd", "dare_ties_svd", "magnitude_prune_svd")
-WAYS = (*EXACT, *ON_FACTORS, *ON_PRODUCTS)
 SIGNS = ("total", "frequency")
 
 Part = tuple[float, LowRank]
@@ -78,7 +77,7 @@ def _one(name: str, parts: Sequence[Part], way: str, rank: int | None, density: 
     if way in EXACT:
         A, B = _side_by_side(parts)
     elif way == "svd":
-        A, B = _nearest(*_side_by_side(parts), rank or max(part.rank for _, part in parts))
+        A, B = nearest_of_rank(*_side_by_side(parts), rank or max(part.rank for _, part in parts))
     elif way in ON_FACTORS:
         A, B = _on_factors(name, parts, _merger(way, density, sign))
     else:
@@ -96,7 +95,7 @@ def _side_by_side(parts: Sequence[Part]) -> tuple[Tensor, Tensor]:
     return A, torch.cat([weight * part.scaling * part.B for weight, part in parts], dim=1)
 
 
-def _nearest(A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+def nearest_of_rank(A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Factors of the best approximation of ``B A`` of rank ``rank``, without ever making ``B A``."""
     Qb, Rb = torch.linalg.qr(B.double())
     Qa, Ra = torch.linalg.qr(A.double().T)
@@ -135,6 +134,35 @@ def _merger(way: str, density: float, sign: str) -> Merger:
         "magnitude_prune": lambda tensors, weights: peft.magnitude_prune(tensors, weights, density),
     }
     return ways[way]
+
+
+def low_rank(attachment: Attachment, name: str) -> dict[str, LowRank]:
+    """The attachment (``name`` in messages) as low-rank updates by module, whichever of the methods that are some.
+
+    Raises:
+        MethodError: a method that is no low-rank update.
+    """
+    found: dict[str, LowRank] = {}
+    strange = attachment.prompt is not None or attachment.solo is not None
+    for module in attachment.factors | attachment.paths:
+        match attachment.paths.get(module):
+            case None:
+                factor = attachment.factors[module]
+                A, B = factor.product()
+                found[module] = LowRank(nn.Parameter(A.detach()), nn.Parameter(B.detach()), factor.scaling)
+            case SharedLowRank(b=b, d=d, A=A, B=B):
+                left = b.detach().unsqueeze(1) * B
+                found[module] = LowRank(nn.Parameter(d.detach().unsqueeze(1) * A), nn.Parameter(left), 1.0)
+            case _:
+                strange = True
+    if strange:
+        dora = any(isinstance(path, Magnitude) for path in attachment.paths.values())
+        raise MethodError(
+            f"{name}: {'DoRA' if dora else attachment.spec.name} is no low-rank update, which is what adapters are "
+            "combined and compared by. Use LoRA, AdaLoRA or VeRA adapters; if this one is a change of weights, "
+            "`lora-lab merge` merges it."
+        )
+    return found
 
 
 def lora_of(base: BaseModel, factors: Mapping[str, LowRank]) -> Attachment:

@@ -46,7 +46,7 @@ def attach_lora(base: BaseModel, spec: MethodSpec, seed: int, calibration: Calib
     quantised = any(is_quantised(module) for module in modules.values())
     afterwards = spec.init.startswith(DECOMPOSING) or (spec.init == "orthogonal" and quantised)
     if not afterwards:
-        config.init_lora_weights = spec.init if spec.init != "default" else True
+        config.init_lora_weights = spec.init if spec.init not in ("default", "adapters") else True
     with untouched(base.model, seed):
         directions = eva_directions(ranks, base, spec, calibration) if spec.init == "eva" else {}
         layers = injected(base.model, LoraModel, config, list(modules))
@@ -56,6 +56,10 @@ def attach_lora(base: BaseModel, spec: MethodSpec, seed: int, calibration: Calib
             start(layers, modules, base, spec.init)
         factors = {name: _factors(layer, spec, base) for name, layer in layers.items()}
     config.init_lora_weights = True
+    if spec.init == "adapters":
+        from lora_lab.methods.beginning import begin  # which loads adapters, and loading attaches
+
+        begin(factors, base, spec, seed)
     paths: dict[str, RowPath] = {}
     if spec.dora:
         for name, module in modules.items():

@@ -78,7 +78,9 @@ def attach(base: BaseModel, spec: MethodSpec, seed: int, calibration: Calibratio
         MethodError: a role or layer that matches no module, or a method that this base cannot carry.
         ModelError: a mask that splits a fused matrix.
     """
-    return TABLE[spec.name].attach(base, spec, seed, calibration)
+    made = TABLE[spec.name].attach(base, spec, seed, calibration)
+    made.shards = base.shards
+    return made
 
 
 def count(base: BaseModel, spec: MethodSpec) -> int:

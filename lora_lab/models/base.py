@@ -13,6 +13,7 @@ from lora_lab.models.loading import loading
 from lora_lab.models.prequantised import load_saved
 from lora_lab.models.quantised import original_size, quantise, steady
 from lora_lab.models.roles import Roles, role_modules
+from lora_lab.models.shards import Shards
 from lora_lab.models.sources import config_of
 from lora_lab.models.tokenizer import load_tokenizer
 from lora_lab.spec import ModelSpec
@@ -26,7 +27,8 @@ class BaseModel:
     """A frozen, resident base model.
 
     ``model`` has no parameter that requires a gradient, is in evaluation mode, and its head shares nothing with
-    its input embeddings. ``roles`` maps each role it has to full module names.
+    its input embeddings. ``roles`` maps each role it has to full module names. With ``shards`` this process holds a
+    part of the weights, which train where the run is full fine-tuning, and the head is tied as it was published.
     """
 
     model: PreTrainedModel
@@ -34,6 +36,7 @@ class BaseModel:
     spec: ModelSpec
     roles: Roles
     device: torch.device
+    shards: Shards | None = None
 
     @property
     def total_parameters(self) -> int:
@@ -41,8 +44,11 @@ class BaseModel:
         return total_parameters(self.model)
 
 
-def load(spec: ModelSpec, device: str = "cpu") -> BaseModel:
+def load(spec: ModelSpec, device: str = "cpu", shards: Shards | None = None) -> BaseModel:
     """Load a base model, its tokenizer and its roles onto ``device`` (``cpu``, ``cuda``, ``cuda:N``).
+
+    With ``shards``, all processes of which have to call this, it is read into memory of the machine and divided from
+    there.
 
     A ``wheel`` model is prepared first. Weights are ``spec.dtype``, those of linear maps quantised as ``spec`` says
     (:mod:`lora_lab.models.quantised`); buffers (rotary frequencies) keep the float32 they
@@ -54,7 +60,8 @@ def load(spec: ModelSpec, device: str = "cpu") -> BaseModel:
     """
     where = _device(device)
     tokenizer = load_tokenizer(spec)
-    model = _random(spec, where) if spec.source == "random" else load_saved(spec, where)
+    first = torch.device("cpu") if shards is not None else where
+    model = _random(spec, first) if spec.source == "random" else load_saved(spec, first)
     if spec.quantization != "none":
         steady(model, spec)
     untie(model)
@@ -66,7 +73,10 @@ def load(spec: ModelSpec, device: str = "cpu") -> BaseModel:
             config.pad_token_id = tokenizer.pad_token_id
             config.bos_token_id = tokenizer.bos_token_id
             config.eos_token_id = tokenizer.eos_token_id
-    return BaseModel(model, tokenizer, spec, role_modules(model, spec), where)
+    roles = role_modules(model, spec)
+    if shards is not None:
+        shards.divide(model, where)
+    return BaseModel(model, tokenizer, spec, roles, where, shards)
 
 
 def load_meta(spec: ModelSpec, device: str = "cpu") -> PreTrainedModel:

@@ -160,8 +160,12 @@ ELEMENTWISE = frozenset({"adamw", "sgd", "lion", "schedulefree_adamw"})
 """Optimizers that give a number the same update wherever it stands (:mod:`~lora_lab.optim.flat`)."""
 
 
-def build(spec: OptimizerSpec, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
+def build(
+    spec: OptimizerSpec, parameters: Mapping[str, nn.Parameter], *, movable: bool = True
+) -> torch.optim.Optimizer:
     """The optimizer of ``spec`` over named parameters (at least one), at its full rate.
+
+    ``movable``: they may be given another storage.
 
     Raises:
         SpecError: LoRA+ for a method without a B, or an optimizer that the parameters' device cannot run.
@@ -170,7 +174,7 @@ def build(spec: OptimizerSpec, parameters: Mapping[str, nn.Parameter]) -> torch.
     if spec.name == "muon":
         return _muon(spec, groups(spec, parameters, lambda name, parameter: {"use_muon": parameter.ndim == 2}))
     made = groups(spec, parameters)
-    if spec.name not in ELEMENTWISE or len({parameter.dtype for parameter in parameters.values()}) > 1:
+    if not movable or spec.name not in ELEMENTWISE or len({parameter.dtype for parameter in parameters.values()}) > 1:
         return BUILDERS[spec.name](spec, made)
     optimizer = BUILDERS[spec.name](spec, flattened(made))
     follow(optimizer, made)

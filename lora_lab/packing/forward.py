@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lora_lab.methods import Attachment
+from lora_lab.models.shards import Shards
 from lora_lab.packing import decoder, head
 from lora_lab.packing.attention import packed
 from lora_lab.packing.cross_entropy import cross_entropy
-from lora_lab.packing.inputs import Inputs, Sequences
+from lora_lab.packing.inputs import Inputs, Sequences, count_targets
 from lora_lab.packing.layout import Layout
 from lora_lab.packing.passes import passes
 from lora_lab.packing.paths import Mount, Paths
@@ -74,8 +76,12 @@ def in_passes(parts: Sequence[Part], kernels: str) -> list[list[int]]:
 def token_losses(mount: Mount, parts: Sequence[Part]) -> list[LaneLosses]:
     """The loss of every supervised token of every part, each computed as if it were alone.
 
-    Returns one :class:`LaneLosses` a part, differentiable in the parts' adapters.
+    Returns one :class:`LaneLosses` a part, differentiable in the parts' adapters. On a divided base each process
+    computes those of some of the sequences, and all get all.
     """
+    if mount.base.shards is not None:
+        (part,) = parts
+        return [_together(mount, part, mount.base.shards)]
     return losses_of(mount, parts, Inputs.of([part.laid_out for part in parts], mount.base.device))
 
 
@@ -83,6 +89,7 @@ def losses_of(paths: Paths, parts: Sequence[Part], inputs: Inputs) -> list[LaneL
     """:func:`token_losses` of ``inputs``, made of the parts' sequences. Looks at no value of any tensor."""
     if parts[0].attachment is not None and parts[0].attachment.solo is not None:
         assert len(parts) == 1, "a lane that cannot be packed has company"
+        paths.noise = parts[0].noise
         losses, hits = _solo(parts[0].attachment, inputs, paths)
         return [LaneLosses(losses, hits)]
     shares = [part.share(rows) for part, rows in zip(parts, inputs.layout.spans, strict=True)]
@@ -92,6 +99,43 @@ def losses_of(paths: Paths, parts: Sequence[Part], inputs: Inputs) -> list[LaneL
     shares = [part.share(rows) for part, rows in zip(parts, inputs.targets, strict=True)]
     losses, hits = head.losses(paths, shares, hidden, inputs.labels)
     return [LaneLosses(losses[a:b], hits[a:b]) for a, b in inputs.targets]
+
+
+def _together(mount: Mount, part: Part, shards: Shards) -> LaneLosses:
+    """Every ``count``-th sequence is this process's. One that has none computes the first for the others' sake."""
+    mine = range(len(part.sequences))[shards.rank :: shards.count]
+    sequences = [part.sequences[i] for i in mine] or part.sequences[:1]
+    noise = None if part.noise is None else part.noise + shards.rank
+    own = replace(part, sequences=sequences, noise=noise)
+    (found,) = losses_of(mount, [own], Inputs.of([own.laid_out], mount.base.device))
+    bounds = [0, *itertools.accumulate(count_targets([sequence]) for sequence in part.sequences)]
+    own_places = [place for i in mine for place in range(bounds[i], bounds[i + 1])]
+    places = torch.tensor(own_places, dtype=torch.int64, device=mount.base.device)
+    losses = _Exchange.apply(found.losses, places, bounds[-1], shards)
+    hits = torch.zeros(bounds[-1], device=mount.base.device)
+    hits[places] = found.hits[: len(places)].float()
+    shards.add([hits])
+    return LaneLosses(losses, hits > 0)
+
+
+class _Exchange(torch.autograd.Function):
+    """The losses of all processes, in the order of the sequences; each gets the gradients of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, places: Tensor, count: int, shards: Shards) -> Tensor:
+        ctx.save_for_backward(places)
+        ctx.own = len(own)
+        out = own.new_zeros(count)
+        out[places] = own[: len(places)]
+        shards.add([out])
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        (places,) = ctx.saved_tensors
+        own = grads[0].new_zeros(ctx.own)
+        own[: len(places)] = grads[0][places]
+        return own, None, None, None
 
 
 def _hidden(paths: Paths, parts: Sequence[Part], inputs: Inputs) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from lora_lab.packing.dropout import seed_of
 from lora_lab.packing.frozen import Frozen
 from lora_lab.packing.linear import linear
 from lora_lab.packing.stacks import Blocks, Share
+from lora_lab.spec import MethodSpec
 
 
 class Paths:
@@ -34,6 +36,8 @@ class Paths:
         self._frozen: dict[tuple[str, ...], Frozen] = {}
         self._shares: Sequence[Share] = ()
         self._blocks: Blocks | None = None
+        self.noise: int | None = None
+        """Seeds the dropout of a lane that runs the model as a whole; see :class:`Share`."""
 
     def mount(self, attachment: Attachment) -> None:
         """Make the modules that ``attachment`` targets ready for lanes."""
@@ -150,6 +154,23 @@ class Mount(Paths):
     def __init__(self, base: BaseModel) -> None:
         super().__init__(base.model, base.device.type)
         self.base = base
+        self.nobody: Attachment | None = None
+        """What stands for the base model itself in a forward."""
+        if base.shards is not None:
+            self.nobody = Attachment(MethodSpec(roles=()), packable=False)
+            self.mount(self.nobody)
+
+    def mount(self, attachment: Attachment) -> None:
+        """See :class:`Paths`. A divided model is run as a whole, for its blocks gather their weights when called."""
+        super().mount(attachment)
+        if self.base.shards is not None and attachment.solo is None:
+            attachment.solo = partial(self._whole, attachment)
+
+    def _whole(self, attachment: Attachment, ids: Tensor, mask: Tensor) -> Tensor:
+        """Logits ``(n, t, V)`` of padded tokens ``(n, t)``."""
+        with self.shares([Share(attachment, 0, ids.numel(), self.noise)]):
+            logits: Tensor = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+            return logits
 
 
 def _linear_map(module: nn.Module) -> bool:

@@ -62,7 +62,7 @@ def plan(
 
     Args:
         spec: the run; its largest step counts (every sequence ``data.max_length`` tokens long).
-        memory: bytes there are (``None``: what ``device`` has free now, see :func:`device_memory`).
+        memory: bytes that a device has (``None``: what ``device`` has free now, see :func:`device_memory`).
         lanes: how many such runs share the base model.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; it decides how attention is computed. With
             ``memory`` given it need not be in this machine.
@@ -78,8 +78,10 @@ def plan(
     """
     if lanes < 1:
         raise SpecError(f"lanes: must be 1 or more, got {lanes}.")
+    if spec.model.divided and lanes > 1:
+        raise SpecError(f"lanes: {lanes} with model.shard={spec.model.shard}, whose runs train alone; use 1.")
     kind = device_kind(device, present=memory is None)
-    memory = device_memory(device) if memory is None else memory
+    memory = (device_memory(device) if memory is None else memory) * devices(spec, kind)
     shape = Shape.of(spec, kind, length, supervised)
     traced = trace(shape)
     budget = int(memory * (1 - HEADROOM) / correction)
@@ -99,10 +101,15 @@ def plan(
         flops_per_step=flops,
         seconds_per_step=None if rate is None else flops / rate,
         memory=memory,
-        lanes_that_fit=traced.lanes_in(budget),
+        lanes_that_fit=min(traced.lanes_in(budget), 1) if spec.model.divided else traced.lanes_in(budget),
         fits=peak <= budget,
         reasons=reasons,
     )
+
+
+def devices(spec: RunSpec, kind: str) -> int:
+    """How many devices of ``kind`` hold the run together; processes of a machine's cores share its memory."""
+    return spec.model.shards if spec.model.divided and kind == "cuda" else 1
 
 
 def refusal(

@@ -42,7 +42,7 @@ from lora_lab.planner.depth import Layers, cut, decoder_layers, depths
 from lora_lab.planner.fused import FusedAttention
 from lora_lab.planner.ledger import Ledger
 from lora_lab.planner.timeline import Crest, Timeline, extended
-from lora_lab.spec import MethodSpec, ModelSpec, OptimizerSpec, RunSpec
+from lora_lab.spec import MethodSpec, ModelSpec, OptimizerSpec, RunSpec, pairs
 from lora_lab.spec.method import METHODS
 
 PARTS = (
@@ -128,6 +128,7 @@ def _method_shape(method: MethodSpec) -> MethodSpec:
         kept["dropout"] = 0.5 if method.dropout else 0.0
     if method.reads("init"):
         kept |= {"init": "pissa" if method.init.startswith(MUTATING) else "default", "calibration_sequences": 1}
+        kept |= {"adapters": pairs(), "weights": pairs(), "combine": "sum", "density": 0.5}
     kept |= {"prompt_init": "random", "prompt_text": None} if method.reads("prompt_init") else {}
     return MethodSpec(method.name, **kept)
 

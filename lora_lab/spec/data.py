@@ -102,6 +102,11 @@ class DataSpec:
         self._check_folds()
 
     def _check_source(self) -> None:
+        if self.name == "taskmix" and (self.path or self.eval_path):
+            raise SpecError(
+                f"data.path={self.path or self.eval_path}: data.name=taskmix makes its own examples and reads no file. "
+                "Say what the file holds: data=alpaca, completion, chat or text."
+            )
         if self.name in ("callable", "mixture") and (self.path or self.eval_path):
             raise SpecError(f"data.path: data.name={self.name} reads no file of its own; set it to null.")
         if self.name == "callable" and not isinstance(dict(self.call).get("_target_"), str):

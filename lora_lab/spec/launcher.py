@@ -28,7 +28,8 @@ class LauncherSpec:
     they are looked after.
 
     Slurm: ``nodes`` jobs in an array, each of one node with ``gpus_per_node`` and a worker for each GPU (one without);
-    so ``workers`` does not count. ``time`` in minutes; ``memory_gb`` of a job; ``setup``: lines of the shell before
+    so ``workers`` does not count. With ``gpus_per_worker`` of 2 or more, here and on Slurm, a worker has so many, for
+    runs with ``model.shard``. ``time`` in minutes; ``memory_gb`` of a job; ``setup``: lines of the shell before
     the worker; ``python``: the interpreter's command there (``None``: this one); ``sbatch``: any other of its options.
 
     Ray: ``address`` of the cluster, ``local`` for one that lives with the sweep; ``gpus_per_worker`` and
@@ -86,6 +87,11 @@ class LauncherSpec:
         return self.nodes if self.name == "slurm" else self.workers
 
     @property
+    def gpus_a_worker(self) -> int:
+        """How many of a node's GPUs a worker has, where they are handed out by us."""
+        return max(1, int(self.gpus_per_worker))
+
+    @property
     def workers_a_job(self) -> int:
-        """Workers of a job: under Slurm one for each of its node's GPUs."""
-        return max(1, self.gpus_per_node) if self.name == "slurm" else 1
+        """Workers of a job: under Slurm one for each of its node's GPUs, or each :attr:`gpus_a_worker` of them."""
+        return max(1, self.gpus_per_node // self.gpus_a_worker) if self.name == "slurm" else 1

@@ -8,16 +8,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lora_lab.errors import SpecError
+from lora_lab.errors import SpecError, nearest
 from lora_lab.spec.checks import one_of, positive
+from lora_lab.spec.combining import SPARSE, WAYS
 from lora_lab.spec.roles import Mask, mask_of
 from lora_lab.spec.tree import Pairs, pairs
 
 _ALPHA = ("alpha", "alpha_over_r")
+_BEGINNING = ("adapters", "weights", "combine", "density")
+_INIT = ("init", "calibration_sequences", *_BEGINNING)
 _LAYERWISE = ("dora", "dtype", "rank_shape", "r_last", "rank_groups", "rank_budget", "rank_pattern")
 _ALLOCATION = ("initial_share", "final_share", "allocate_every", "orthogonality")
 METHODS: Mapping[str, tuple[str, ...]] = {
-    "lora": ("r", *_ALPHA, "rslora", "roles", "layers", "dropout", "init", "calibration_sequences", *_LAYERWISE),
+    "lora": ("r", *_ALPHA, "rslora", "roles", "layers", "dropout", *_INIT, *_LAYERWISE),
     "adalora": ("r", "init_r", *_ALPHA, "roles", "layers", "dropout", "dtype", *_ALLOCATION),
     "vera": ("r", "roles", "layers", "dropout", "dtype", "d_initial", "projection_seed"),
     "ia3": ("roles", "layers", "dtype"),
@@ -32,7 +35,7 @@ METHODS: Mapping[str, tuple[str, ...]] = {
     "full": ("dtype",),
 }
 """Method names and the fields that each reads; the others are ignored by it and absent from the key."""
-INITS = ("default", "gaussian", "orthogonal", "pissa", "olora", "eva", "loftq")
+INITS = ("default", "gaussian", "orthogonal", "pissa", "olora", "eva", "loftq", "adapters")
 """Initialisations of LoRA's factors; ``pissa_niter_N`` (a fast SVD of N iterations) is one, too."""
 RANK_SHAPES = ("constant", "linear", "decay", "groups")
 DTYPES = ("auto", "float32", "bfloat16")
@@ -55,6 +58,11 @@ class MethodSpec:
     equal groups of layers (``groups``). ``rank_budget`` then scales all ranks so that they sum to it, and
     ``rank_pattern`` sets single modules by the end of their names, before everything else. ``alpha`` holds for every
     rank, as in PEFT; ``alpha_over_r`` is the same ratio at every rank.
+
+    With ``init=adapters`` LoRA begins as the adapters in the folders ``adapters`` (by any names), each times its number
+    in ``weights`` (1 where it has none), brought together as ``combine`` says (with TIES, DARE … the share ``density``
+    of the entries). It is their exact sum where a module's rank is as high as all of theirs together, else the best
+    approximation of its rank; ``budget.steps=0`` scores it as it is.
     """
 
     name: str = "lora"
@@ -92,6 +100,10 @@ class MethodSpec:
     prompt_text: str | None = None
     encoder: str = "mlp"
     encoder_size: int | None = None
+    adapters: Pairs = field(default_factory=pairs)
+    weights: Pairs = field(default_factory=pairs)
+    combine: str = "sum"
+    density: float = 0.5
 
     def __post_init__(self) -> None:
         one_of("method.name", self.name, METHODS)
@@ -103,6 +115,7 @@ class MethodSpec:
         one_of("method.activation", self.activation, ACTIVATIONS)
         one_of("method.prompt_init", self.prompt_init, PROMPT_INITS)
         one_of("method.encoder", self.encoder, ENCODERS)
+        one_of("method.combine", self.combine, WAYS)
         for name in ("r", "r_last", "rank_budget", "init_r", "calibration_sequences", "allocate_every"):
             positive(f"method.{name}", getattr(self, name))
         for name in ("virtual_tokens", "top_layers", "encoder_size"):
@@ -132,6 +145,7 @@ class MethodSpec:
         for name, rank in (*self.rank_pattern, *(("method.rank_groups", rank) for rank in self.rank_groups)):
             if not isinstance(rank, int) or isinstance(rank, bool) or rank <= 0:
                 raise SpecError(f"method.rank_pattern: {name}: a rank must be 1 or more, got {rank!r}.")
+        self._check_beginning()
         needs_last = self.rank_shape in ("linear", "decay")
         if needs_last != (self.r_last is not None):
             raise SpecError(
@@ -153,6 +167,33 @@ class MethodSpec:
                 "method.init=orthogonal needs even ranks, which method.rank_shape=linear|decay and method.rank_budget "
                 "do not keep. Use method.rank_groups or method.rank_pattern, or another init."
             )
+
+    def _check_beginning(self) -> None:
+        if (self.init == "adapters") != bool(self.adapters):
+            raise SpecError(
+                f"method.init={self.init} and method.adapters={dict(self.adapters)}: adapters to begin with go with "
+                "method.init=adapters, and only with it; as in method.adapters={one: runs/demo/runs/t0000-s0/adapter}."
+            )
+        if self.adapters and self.dora:
+            raise SpecError(
+                "method.init=adapters begins with low-rank updates, which DoRA's magnitudes would change. "
+                "Set method.dora=false."
+            )
+        known = [name for name, _ in self.adapters]
+        for name, folder in self.adapters:
+            if not isinstance(folder, str) or not folder:
+                raise SpecError(f"method.adapters.{name}: must be the folder of an adapter, got {folder!r}.")
+        for name, weight in self.weights:
+            if name not in known:
+                raise SpecError(f"method.weights: no adapter {name!r} in method.adapters{nearest(name, known)}")
+            if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
+                raise SpecError(f"method.weights.{name}: must be a number, got {weight!r}.")
+        if not 0 < self.density <= 1:
+            raise SpecError(f"method.density: must be above 0 and at most 1, got {self.density!r}.")
+
+    def weight_of(self, name: str) -> float:
+        """What the adapter ``name`` counts in the beginning."""
+        return float(dict(self.weights).get(name, 1.0))
 
     def _check_adalora(self) -> None:
         if self.initial_share + self.final_share >= 1.0:
@@ -248,6 +289,13 @@ class MethodSpec:
         tree["scaling"] = self.scaling
         if self.init != "eva":
             tree.pop("calibration_sequences")
+        if self.init != "adapters":
+            for name in _BEGINNING:
+                tree.pop(name)
+        else:
+            tree["weights"] = {name: self.weight_of(name) for name, _ in self.adapters}
+            if self.combine not in SPARSE:
+                tree.pop("density")
         for name in _LAYERWISE:
             if getattr(self, name) in (False, "auto", "constant", None, (), Pairs()):
                 tree.pop(name)

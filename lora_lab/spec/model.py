@@ -15,6 +15,7 @@ QUANTIZATIONS = ("none", "nf4", "fp4", "int8")
 FOUR_BIT = ("nf4", "fp4")
 """Quantisations whose block scales can be quantised once more (``double_quant``)."""
 MODEL_SOURCES = ("wheel", "random", "pretrained")
+SHARDINGS = ("none", "fsdp")
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class ModelSpec:
     architecture that is not in the roles table: role -> list of module-name suffixes. ``pad_token`` names
     the pad token of a tokenizer that has none of its own. ``quantization`` is how the frozen weights of linear maps
     are kept (the head and the embeddings stay in ``dtype``), ``double_quant`` whether the block scales of 4-bit
-    weights are quantised, too (arXiv:2305.14314, section 3; without effect on others).
+    weights are quantised, too (arXiv:2305.14314, section 3; without effect on others). With ``shard=fsdp`` a run's base
+    is divided among the devices of ``shards`` processes of one machine, and the run trains alone.
     """
 
     name: str
@@ -37,6 +39,8 @@ class ModelSpec:
     dtype: str = "bfloat16"
     quantization: str = "none"
     double_quant: bool = False
+    shard: str = "none"
+    shards: int = 2
     config: Pairs = field(default_factory=pairs)
     init_seed: int = 0
     roles: Pairs = field(default_factory=pairs)
@@ -47,6 +51,16 @@ class ModelSpec:
         one_of("model.source", self.source, MODEL_SOURCES)
         one_of("model.dtype", self.dtype, DTYPES)
         one_of("model.quantization", self.quantization, QUANTIZATIONS)
+        one_of("model.shard", self.shard, SHARDINGS)
+        if self.divided and self.quantization != "none":
+            raise SpecError(
+                f"model.shard={self.shard} and model.quantization={self.quantization}: quantised weights cannot be "
+                "divided. Set model.quantization=none, or model.shard=none, which 4 bits may make possible."
+            )
+        if self.divided and self.shards < 2:
+            raise SpecError(
+                f"model.shards: {self.shards} with model.shard={self.shard}; give 2 or more, or model.shard=none."
+            )
         if self.quantization != "none" and self.dtype == "float64":
             raise SpecError(
                 f"model.quantization={self.quantization}: quantised weights are computed with in bfloat16 or float32, "
@@ -60,9 +74,17 @@ class ModelSpec:
             raise SpecError("model.config: source=random needs the architecture, e.g. model_type: llama.")
         mask_of([role for role, _ in self.roles])
 
+    @property
+    def divided(self) -> bool:
+        """A run on it is wider than a device."""
+        return self.shard != "none"
+
     def canonical(self, tree: dict[str, Any]) -> None:
         """Drop from ``tree`` (this spec as a tree) what cannot matter to a run's result."""
         tree.pop("name")
+        if not self.divided:
+            tree.pop("shard")
+            tree.pop("shards")
         if self.quantization not in FOUR_BIT:
             tree.pop("double_quant")
         if self.source != "random":

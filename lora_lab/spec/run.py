@@ -28,6 +28,8 @@ from lora_lab.spec.tree import from_tree, to_tree, with_paths
 class BudgetSpec:
     """How long a run trains: ``steps`` (optimizer steps) or ``epochs``, one epoch if neither is given.
 
+    With ``steps=0`` a run is scored as its method begins, and not trained.
+
     ``batch_size`` examples make one optimizer step, in micro-batches of ``micro_batch_size``
     (``None``: the whole batch at once). With ``checkpointing`` a layer keeps only its input for the backward and
     computes the rest again there: less memory, more time, the same result.
@@ -47,7 +49,8 @@ class BudgetSpec:
             )
         if self.epochs is not None and not (math.isfinite(self.epochs) and self.epochs > 0):
             raise SpecError(f"budget.epochs: must be a positive number, got {self.epochs!r}.")
-        positive("budget.steps", self.steps)
+        if self.steps != 0:
+            positive("budget.steps", self.steps)
         positive("budget.batch_size", self.batch_size)
         positive("budget.micro_batch_size", self.micro_batch_size)
         if self.micro_batch_size is not None and self.micro_batch_size > self.batch_size:
@@ -121,6 +124,10 @@ class EvaluationSpec:
                 tree.pop(name, None)
 
 
+DIVIDED_OPTIMIZERS = ("adamw", "sgd", "lion", "schedulefree_adamw")
+"""Those that give a number the same update wherever it stands, also in a part of a parameter."""
+
+
 @dataclass(frozen=True)
 class RunSpec:
     """One training of one trial with one seed: everything its result depends on."""
@@ -133,6 +140,33 @@ class RunSpec:
     budget: BudgetSpec = BudgetSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.model.divided:
+            self._check_divided()
+
+    def _check_divided(self) -> None:
+        shard, method, optimizer = f"model.shard={self.model.shard}", self.method, self.optimizer.name
+        if method.name not in ("lora", "full"):
+            raise SpecError(
+                f"{shard} and method.name={method.name}: on a divided base lora and full can be trained. Choose one of "
+                "them, or model.shard=none."
+            )
+        if method.name == "lora" and (method.dora or method.init not in ("default", "gaussian")):
+            raise SpecError(
+                f"{shard} and method.init={method.init}, method.dora={str(method.dora).lower()}: these look at whole "
+                "weights, of which a process has a part. Use method.init=default or gaussian and method.dora=false."
+            )
+        if method.name == "full" and optimizer not in DIVIDED_OPTIMIZERS:
+            raise SpecError(
+                f"{shard} and optimizer.name={optimizer} with method.name=full: it looks at whole matrices, of which a "
+                f"process has a part. Use one of {', '.join(DIVIDED_OPTIMIZERS)}."
+            )
+        if optimizer.startswith("sophia"):
+            raise SpecError(
+                f"{shard} and optimizer.name={optimizer}: the base cannot be differentiated twice when it is divided. "
+                "Use another optimizer."
+            )
 
     @property
     def canonical(self) -> dict[str, Any]:

@@ -25,6 +25,9 @@ class Pairs(tuple[tuple[str, Any], ...]):
     __slots__ = ()
 
 
+_SCALARS = frozenset([type(None), bool, int, float, str])
+
+
 def pairs(mapping: Mapping[str, Any] | Pairs | None = None) -> Pairs:
     """Freeze a mapping into sorted pairs, deeply (lists become tuples, mappings become pairs)."""
     items = dict(mapping or ())
@@ -42,6 +45,8 @@ def thaw(value: Any) -> Any:
 
 def to_tree(spec: Any) -> Any:
     """The JSON-ready tree of a spec: dicts, lists and scalars."""
+    if type(spec) in _SCALARS:  # nearly all there is; the questions below are dear
+        return spec
     if dataclasses.is_dataclass(spec) and not isinstance(spec, type):
         return {f.name: to_tree(getattr(spec, f.name)) for f in dataclasses.fields(spec)}
     if isinstance(spec, Pairs):

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 from lora_lab.lazy import names
 
 if TYPE_CHECKING:
+    from lora_lab.study.counts import Counts
     from lora_lab.study.importance import ped_anova
-    from lora_lab.study.study import Counts, Run, Study
+    from lora_lab.study.run import Run
+    from lora_lab.study.study import Study
 
 __all__ = ["Counts", "Run", "Study", "ped_anova"]
 
-__getattr__ = names(__name__, {"Counts": "study", "Run": "study", "Study": "study", "ped_anova": "importance"})
+__getattr__ = names(__name__, {"Counts": "counts", "Run": "run", "Study": "study", "ped_anova": "importance"})

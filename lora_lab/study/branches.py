@@ -8,8 +8,9 @@ from typing import Any
 
 from lora_lab.errors import SpecError
 from lora_lab.spec import RunSpec, Sweep, run_id
+from lora_lab.study.entries import RunState, TrialState
 from lora_lab.study.parameters import decode
-from lora_lab.study.state import RunState, State, TrialState
+from lora_lab.study.state import State
 
 KEPT = ("model", "data", "method", "seed")
 """What a checkpoint is of: a branch cannot change it."""

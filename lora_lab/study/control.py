@@ -15,13 +15,14 @@ from typing import Any
 from lora_lab.errors import SpecError, SweepFolderError, nearest
 from lora_lab.spec import FIRST_BRANCH, Order, Outcome, RunResult, Sweep, pairs, run_id
 from lora_lab.study.branches import branch_point, branch_spec, key_of, spec_of
+from lora_lab.study.entries import RunState, TrialState
 from lora_lab.study.folder import SweepFolder
 from lora_lab.study.log import Unreachable
 from lora_lab.study.look import execution_of
 from lora_lab.study.opening import open_log
 from lora_lab.study.parameters import decode
 from lora_lab.study.session import Session
-from lora_lab.study.state import CANCELLED, RunState, TrialState
+from lora_lab.study.state import CANCELLED
 from lora_lab.study.storage import gone
 from lora_lab.study.verdict import value_of
 

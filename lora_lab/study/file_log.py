@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 from lora_lab.files import folder_errors
@@ -37,9 +37,9 @@ class FileLog:
         return list(self._lines.read(start))
 
     @contextlib.contextmanager
-    def exclusive(self) -> Iterator[Append]:
+    def exclusive(self, meanwhile: Callable[[], object] | None = None) -> Iterator[Append]:
         """See :class:`~lora_lab.study.log.Log`."""
-        with self._lines.locked() as file:
+        with self._lines.locked(meanwhile) as file:
 
             def append(events: Sequence[Event]) -> None:
                 self._lines.append(file, events)
@@ -58,13 +58,12 @@ class FileLog:
             finally:
                 os.close(file)
 
-    def beats(self) -> dict[str, int]:
+    def beats(self, workers: Collection[str]) -> dict[str, int]:
         """See :class:`~lora_lab.study.log.Log`."""
         found: dict[str, int] = {}
-        with contextlib.suppress(FileNotFoundError):
-            for path in self._workers.iterdir():
-                with contextlib.suppress(FileNotFoundError):  # it was forgotten meanwhile
-                    found[path.name] = _count(path.read_bytes())
+        for name in workers:
+            with contextlib.suppress(FileNotFoundError):  # it has not begun, or was forgotten meanwhile
+                found[name] = _count((self._workers / name).read_bytes())
         return found
 
     def forget(self, worker: str) -> None:

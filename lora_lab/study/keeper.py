@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from lora_lab.errors import LoraLabError
 from lora_lab.spec import Sweep
+from lora_lab.study.entries import WorkerState
 from lora_lab.study.lease import BEATS_A_LEASE, Watch, clock
 from lora_lab.study.log import Unreachable
 from lora_lab.study.mirror import Mirror
@@ -17,6 +18,9 @@ LOOK_SECONDS = 1.0
 """How often the log is looked at, at least: an order is heard within this."""
 CLOSING_SECONDS = 20.0
 """How long the last worker copies trials at most before it ends; the next start goes on."""
+
+WATCHED = 4
+"""How many of the oldest workers everybody looks after. Were they lost all at once, others would be a lease later."""
 
 log = logging.getLogger(__name__)
 
@@ -78,13 +82,22 @@ class Keeper:
     def _bury(self) -> None:
         """Give what dead workers held to the living."""
         session = self._session
-        others = {name: worker for name, worker in session.state.workers.items() if name != self._worker}
+        others = self._watched()
         if not others:
             return
-        for name, why in self._watch.lapsed(others, session.log.beats()).items():
+        for name, why in self._watch.lapsed(others, session.log.beats(others)).items():
             if session.transact(lambda name=name, why=why: self._lapse(name, why)):  # type: ignore[misc]
                 log.warning("worker %s is lost (%s); its runs go back into the queue.", name, why)
                 session.log.forget(name)
+
+    def _watched(self) -> dict[str, WorkerState]:
+        """The others that this worker looks after: all if it is the oldest, else the oldest ones, who look after all.
+
+        (Everybody after everybody would be thousands of files a second with 64 workers.)
+        """
+        workers = self._session.state.workers
+        watched = list(workers.items())[: None if self._is_oldest() else WATCHED]
+        return {name: worker for name, worker in watched if name != self._worker}
 
     def _lapse(self, name: str, why: str) -> bool:
         if name not in self._session.state.workers:

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from lora_lab.errors import LoraLabError
+from lora_lab.study.entries import WorkerState
 from lora_lab.study.log import Log, Unreachable
-from lora_lab.study.state import WorkerState
 
 BEATS_A_LEASE = 6
 """How often a worker counts up within its lease."""

@@ -7,12 +7,17 @@ import fcntl
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from lora_lab.errors import StorageError
 from lora_lab.files import folder_errors
+
+TURN_SECONDS = 0.03
+"""About how often somebody who waits for a lock asks for it, where there is something to do meanwhile."""
 
 log = logging.getLogger(__name__)
 
@@ -86,8 +91,8 @@ class Lines:
             raise
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[int]:
-        """Keep all other writers out; gives the file for :meth:`append`.
+    def locked(self, meanwhile: Callable[[], object] | None = None) -> Iterator[int]:
+        """Keep all other writers out; gives the file for :meth:`append`. ``meanwhile`` as for :func:`file_lock`.
 
         Raises:
             SweepFolderError: the file cannot be created or written, or the disk is full.
@@ -95,17 +100,18 @@ class Lines:
         with folder_errors(self.path):
             file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
-                fcntl.flock(file, fcntl.LOCK_EX)
+                _take(file, meanwhile)
                 yield file
             finally:
                 os.close(file)
 
 
 @contextlib.contextmanager
-def file_lock(path: Path, *, wait: bool = True) -> Iterator[bool]:
+def file_lock(path: Path, *, wait: bool = True, meanwhile: Callable[[], object] | None = None) -> Iterator[bool]:
     """The kernel's lock on ``path``, given back at the end, or by the end of the process.
 
-    True once it is held; with ``wait=False`` False at once where somebody else holds it.
+    True once it is held; with ``wait=False`` False at once where somebody else holds it. ``meanwhile`` is called again
+    and again while others hold it.
 
     Raises:
         SweepFolderError: the file cannot be created.
@@ -113,14 +119,29 @@ def file_lock(path: Path, *, wait: bool = True) -> Iterator[bool]:
     with folder_errors(path):
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+        if wait:
+            _take(file, meanwhile)
+        yield wait or _taken(file)
     finally:
         os.close(file)
+
+
+def _take(file: int, meanwhile: Callable[[], object] | None) -> None:
+    """Wait for the lock on an open file."""
+    while meanwhile is not None:
+        if _taken(file):
+            return
+        meanwhile()
+        time.sleep(TURN_SECONDS * (0.5 + random.random()))
+    fcntl.flock(file, fcntl.LOCK_EX)
+
+
+def _taken(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _cut_torn_line(file: int, path: Path) -> int:

@@ -8,7 +8,7 @@ A port with two implementations, :class:`~lora_lab.study.file_log.FileLog` (a fi
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 
 Event = dict[str, Any]
@@ -26,16 +26,18 @@ class Log(Protocol):
     def read(self, start: int) -> list[Event]:
         """The durable events from number ``start`` on, in order. Waits for nobody."""
 
-    def exclusive(self) -> contextlib.AbstractContextManager[Append]:
+    def exclusive(self, meanwhile: Callable[[], object] | None = None) -> contextlib.AbstractContextManager[Append]:
         """Keep all other writers out, on all machines. What the given function is passed (call it once, at the end)
         becomes durable as a whole, at the latest on leaving; where an exception leaves instead, perhaps not at all.
+
+        ``meanwhile`` is called while others write: who reads then what they wrote has little left to read at its turn.
         """
 
     def beat(self, worker: str) -> None:
         """Raise the worker's counter by one. Touches nothing that :meth:`exclusive` guards."""
 
-    def beats(self) -> dict[str, int]:
-        """The counter of each worker that has one."""
+    def beats(self, workers: Collection[str]) -> dict[str, int]:
+        """The counters of those of ``workers`` that have one."""
 
     def forget(self, worker: str) -> None:
         """Remove a worker's counter."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
@@ -241,10 +242,15 @@ def _earlier_results(
                 torn.pop(run, None)
 
 
+def _same(one: RunResult | None, other: RunResult) -> bool:
+    """Whether two results say the same. A loss that is not a number is itself, unlike in ``==``."""
+    return one == other or (one is not None and json.dumps(one.to_tree()) == json.dumps(other.to_tree()))
+
+
 def _restore(session: Session, folder: SweepFolder, results: Mapping[str, RunResult]) -> None:
     """Write back the results that the log has and the folder lost, and take away those that were taken back."""
     for name, result in session.state.results.items():
-        if results.get(name) != result:
+        if not _same(results.get(name), result):
             if folder.result_path(name).exists():
                 log.warning("%s: torn or old, restored from the storage.", folder.result_path(name))
             folder.store_result(result)

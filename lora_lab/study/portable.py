@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def import_study(file: Path, folder: Path) -> int:
         events: list[Event] = tree["log"]
     except FileNotFoundError as error:
         raise SweepFolderError(f"{file}: no such file.") from error
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zlib.error) as error:
         raise SweepFolderError(
             f"{file}: not a study that `lora-lab export` wrote, or a damaged one ({error})."
         ) from error

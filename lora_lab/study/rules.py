@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lora_lab.spec import Outcome, RunSpec
-from lora_lab.study.state import Cause, RunState
+from lora_lab.study.entries import Cause, RunState
 
 LOST_ALONE = 3
 """A run whose workers were lost so often is trained alone: it may be what kills them."""

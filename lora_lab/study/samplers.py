@@ -29,6 +29,7 @@ from optuna.trial import FrozenTrial, TrialState
 from lora_lab.errors import SpecError, nearest
 from lora_lab.spec import DESIGNS, ROLES, FloatRange, IntRange, Mask, Point, Sweep, thaw
 from lora_lab.study.made import made, options_of
+from lora_lab.study.normal import quicken
 from lora_lab.study.parameters import encode, masks_of, role_parameter
 from lora_lab.study.targets import TARGET, sampler_target
 from lora_lab.study.view import View
@@ -51,6 +52,11 @@ class SamplerEntry:
     several: bool = True
 
 
+def _tpe(seed: int, **options: Any) -> BaseSampler:
+    quicken()
+    return TPESampler(seed=seed, **options)
+
+
 def _qmc(seed: int, **options: Any) -> BaseSampler:
     return QMCSampler(seed=seed, warn_independent_sampling=False, warn_asynchronous_seeding=False, **options)
 
@@ -71,7 +77,7 @@ _GENETIC = ("population_size", "mutation_prob", "crossover_prob", "swapping_prob
 
 SAMPLERS: Mapping[str, SamplerEntry] = {
     "random": SamplerEntry(RandomSampler),
-    "tpe": SamplerEntry(TPESampler, ("n_startup_trials", "n_ei_candidates", "multivariate", "group", "constant_liar")),
+    "tpe": SamplerEntry(_tpe, ("n_startup_trials", "n_ei_candidates", "multivariate", "group", "constant_liar")),
     "qmc": SamplerEntry(_qmc, ("qmc_type", "scramble"), one_sequence=True),
     "gp": SamplerEntry(_gp, ("n_startup_trials", "deterministic_objective"), package="torch"),
     "cmaes": SamplerEntry(

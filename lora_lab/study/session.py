@@ -98,7 +98,7 @@ class Session:
             while True:
                 self._events = []
                 try:
-                    with self.log.exclusive() as append:
+                    with self.log.exclusive(self.sync) as append:
                         self.sync()
                         if ran and self.state.last.get(self.name) == self._tx:
                             return value  # type: ignore[return-value]  # it ran

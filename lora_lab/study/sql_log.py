@@ -6,7 +6,7 @@ import contextlib
 import json
 import threading
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -71,9 +71,11 @@ class SqlLog:
             return self._events(connection, start)
 
     @contextlib.contextmanager
-    def exclusive(self) -> Iterator[Append]:
-        """See :class:`~lora_lab.study.log.Log`."""
-        with self._reached(), self._queued(), self._engine.connect() as connection:
+    def exclusive(self, meanwhile: Callable[[], object] | None = None) -> Iterator[Append]:
+        """See :class:`~lora_lab.study.log.Log`. PostgreSQL has ``meanwhile`` called once, before its own queue."""
+        if self._queue is None and meanwhile is not None:
+            meanwhile()
+        with self._reached(), self._queued(meanwhile), self._engine.connect() as connection:
             begin = "BEGIN IMMEDIATE" if self._engine.dialect.name == "sqlite" else "BEGIN"
             connection.exec_driver_sql(begin)
             try:
@@ -114,10 +116,11 @@ class SqlLog:
             if changed.rowcount == 0:
                 connection.execute(BEATS.insert().values(study=self._study, worker=worker, beats=1))
 
-    def beats(self) -> dict[str, int]:
+    def beats(self, workers: Collection[str]) -> dict[str, int]:
         """See :class:`~lora_lab.study.log.Log`."""
+        wanted = (BEATS.c.study == self._study) & BEATS.c.worker.in_(workers)
         with self._reached(), self._engine.connect() as connection:
-            rows = connection.execute(sa.select(BEATS.c.worker, BEATS.c.beats).where(BEATS.c.study == self._study))
+            rows = connection.execute(sa.select(BEATS.c.worker, BEATS.c.beats).where(wanted))
             return {str(worker): int(beats) for worker, beats in rows}
 
     def forget(self, worker: str) -> None:
@@ -163,11 +166,11 @@ class SqlLog:
         return [json.loads(text) for (text,) in rows]
 
     @contextlib.contextmanager
-    def _queued(self) -> Iterator[None]:
+    def _queued(self, meanwhile: Callable[[], object] | None = None) -> Iterator[None]:
         if self._queue is None:
             yield
         else:
-            with file_lock(self._queue):
+            with file_lock(self._queue, meanwhile=meanwhile):
                 yield
 
     @contextlib.contextmanager

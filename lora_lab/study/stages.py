@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from lora_lab.spec import Outcome, RunSpec
 from lora_lab.spec.prefix import length_of, trunk_of
-from lora_lab.study.state import RunState, State
+from lora_lab.study.entries import RunState
+from lora_lab.study.state import State
 
 
 class Stages:

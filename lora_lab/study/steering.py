@@ -136,7 +136,7 @@ class Steering:
             return None
         state = self._session.state
         trained = [r for r in state.results.values() if r.key not in state.taken and _original(state, r)]
-        return reason_to_stop(self._sweep, self._session.shadow.study, trained, self._opened)
+        return reason_to_stop(self._sweep, self._session.shadow.study, state.finished, trained, self._opened)
 
     def _point_of(self, number: int) -> dict[str, Any]:
         return decode(self._sweep.space, self._session.state.trials[number].params)

@@ -14,11 +14,17 @@ from lora_lab.study.verdict import since_best
 
 
 def reason_to_stop(
-    sweep: Sweep, study: optuna.Study, trained: Iterable[RunResult], opened: float, now: float | None = None
+    sweep: Sweep,
+    study: optuna.Study,
+    finished: Sequence[int],
+    trained: Iterable[RunResult],
+    opened: float,
+    now: float | None = None,
 ) -> str | None:
     """The rule of ``sweep.stop`` that holds, in words; ``None`` while none does.
 
-    ``trained`` are the results that were trained here, not copies. ``opened`` is when this process began to work
+    ``finished`` are trials in the order in which they were settled, ``trained`` the results that were trained here,
+    not copies. ``opened`` is when this process began to work
     (Unix seconds): its time counts though no run of it is settled yet.
     """
     stop = sweep.stop
@@ -34,7 +40,9 @@ def reason_to_stop(
             return f"{spent:.0f} s were trained (sweep.stop.seconds={stop.seconds:g})"
     if len(sweep.targets) > 1:
         return None
-    done = sorted((t for t in trials if t.values is not None and t.state is TrialState.COMPLETE), key=_when)
+    place = {number: n for n, number in enumerate(finished)}
+    done = [t for t in trials if t.values is not None and t.state is TrialState.COMPLETE]
+    done.sort(key=lambda trial: place[trial.number])
     values = [t.values[0] for t in done]
     sign = sweep.objective.sign
     if stop.target is not None and any(sign * value <= sign * stop.target for value in values):
@@ -60,8 +68,3 @@ def busy_seconds(results: Sequence[RunResult], opened: float, now: float) -> flo
         busy += max(0.0, end - max(start, reached))
         reached = max(reached, end)
     return busy
-
-
-def _when(trial: optuna.trial.FrozenTrial) -> tuple[float, int]:
-    ended = trial.datetime_complete.timestamp() if trial.datetime_complete else 0.0
-    return ended, trial.number

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import random
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import sqlalchemy.exc
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from sqlalchemy.engine import make_url
+from sqlalchemy.pool import NullPool
 
 from lora_lab.errors import StorageError
 from lora_lab.study.journal import Journal
@@ -27,6 +29,9 @@ log = logging.getLogger(__name__)
 CREATE_TRIES = 5
 CONNECT_SECONDS = 5
 """How long a database may take to answer before it counts as unreachable."""
+FULL_SECONDS = 60
+"""How long to wait for a place at a server that has as many clients as it takes."""
+FULL = ("too many clients already", "remaining connection slots are reserved", "too many connections for")
 SQLITE_LOCK_SECONDS = 30
 """How long to wait for another process that writes to the same SQLite file."""
 
@@ -43,9 +48,9 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
     if url is None:
         return JournalStorage(Journal(folder / JOURNAL))
     with _understood(url), reachable(url):
-        return created_once(
-            lambda: RDBStorage(url, engine_kwargs={"connect_args": _connect_args(url), "pool_pre_ping": True})
-        )
+        # Only one worker of a study copies trials; the others need not keep connections for it.
+        alone = {"poolclass": NullPool} if make_url(url).get_backend_name() == "postgresql" else {}
+        return created_once(lambda: _in_turn(lambda: RDBStorage(url, engine_kwargs=_engine_args(url) | alone)))
 
 
 def created_once(create: Callable[[], Made]) -> Made:
@@ -70,17 +75,36 @@ def engine_of(url: str) -> sa.Engine:
         StorageError: as :func:`open_storage`.
     """
     with _understood(url), reachable(url):
-        return sa.create_engine(
-            url, connect_args=_connect_args(url), pool_pre_ping=True, isolation_level="AUTOCOMMIT", pool_size=2
-        )
+        engine = sa.create_engine(url, isolation_level="AUTOCOMMIT", pool_size=1, **_engine_args(url))
+    sa.event.listen(
+        engine,
+        "do_connect",
+        lambda dialect, record, words, named: _in_turn(lambda: dialect.connect(*words, **named)),
+    )
+    return engine
 
 
-def _connect_args(url: str) -> dict[str, Any]:
-    found: dict[str, dict[str, Any]] = {
-        "sqlite": {"timeout": SQLITE_LOCK_SECONDS},
-        "postgresql": {"connect_timeout": CONNECT_SECONDS, "keepalives_idle": 10, "tcp_user_timeout": 15_000},
-    }
-    return found.get(make_url(url).get_backend_name(), {})
+def _engine_args(url: str) -> dict[str, Any]:
+    kind = make_url(url).get_backend_name()
+    if kind == "sqlite":
+        return {"connect_args": {"timeout": SQLITE_LOCK_SECONDS}, "pool_pre_ping": True}
+    if kind != "postgresql":
+        return {"pool_pre_ping": True}
+    args = {"connect_timeout": CONNECT_SECONDS, "keepalives_idle": 10, "tcp_user_timeout": 15_000}
+    return {"connect_args": args, "pool_pre_ping": True}
+
+
+def _in_turn(connect: Callable[[], Made]) -> Made:
+    """``connect()``, again and again while the server has as many clients as it takes."""
+    until = time.monotonic() + FULL_SECONDS
+    while True:
+        try:
+            return connect()
+        except Exception as error:
+            full = any(said in f"{error} {error.__cause__}" for said in FULL)
+            if not full or time.monotonic() > until:
+                raise
+            time.sleep(random.uniform(0.1, 0.5))
 
 
 @contextlib.contextmanager

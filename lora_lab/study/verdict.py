@@ -67,11 +67,11 @@ def front(values: Sequence[Sequence[float]], objectives: Sequence[Objective]) ->
     """The Pareto front: the places of ``values`` (one row a trial) that no other row is as good as in everything
     and better than in something. With one objective, the places of the best value."""
     signed = [tuple(o.sign * v for o, v in zip(objectives, row, strict=True)) for row in values]
-
-    def beaten(row: tuple[float, ...]) -> bool:
-        return any(other != row and all(a <= b for a, b in zip(other, row, strict=True)) for other in signed)
-
-    return [place for place, row in enumerate(signed) if not beaten(row)]
+    best: list[tuple[float, ...]] = []
+    for row in sorted(set(signed)):  # what beats a row comes before it
+        if not any(all(a <= b for a, b in zip(other, row, strict=True)) for other in best):
+            best.append(row)
+    return [place for place, row in enumerate(signed) if row in best]
 
 
 def since_best(values: Sequence[float], objective: Objective) -> int:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from lora_lab.errors import StorageError
 from lora_lab.tracking.store import SQLITE, redact
@@ -44,14 +48,19 @@ def _make_whole(path: Path) -> None:
     """Make the SQLite store at ``path`` beside its place, and move it there.
 
     MLflow makes one in some forty migrations; a process that is killed among them would leave a file that MLflow
-    refuses ever after.
+    refuses ever after. What such a process leaves is removed by the next one of its machine.
     """
+    mine = f".{path.name}.{socket.gethostname()}."
+    for left in path.parent.glob(f"{glob.escape(mine)}*"):
+        process = left.name.removeprefix(mine).partition("-")[0]  # SQLite's own files are called PID-journal
+        if process.isdecimal() and not psutil.pid_exists(int(process)):
+            left.unlink(missing_ok=True)
     if path.exists() and path.stat().st_size > 0:
         return
     from mlflow import MlflowClient
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = path.with_name(f"{mine}{os.getpid()}")
     try:
         MlflowClient(tracking_uri=f"{SQLITE}{beside}").search_experiments(max_results=1)
         with contextlib.suppress(FileExistsError):  # another process was faster

@@ -150,10 +150,14 @@ def fact_tags(facts: Facts) -> dict[str, str]:
 
 
 def result_tags(result: RunResult) -> dict[str, str]:
-    """The tags that a result adds."""
+    """The tags that a result adds: how it ended, and from whose checkpoint it began, if from anybody's."""
     tags = {"outcome": str(result.outcome), "attempts": str(result.attempts)}
     if result.message:
         tags["message"] = redact(result.message)[:TEXT_LIMIT]
+    if result.parent is not None:
+        tags |= {"parent": result.parent, "parent_step": str(result.parent_step)}
+    if result.stage is not None:
+        tags["stage"] = result.stage
     return tags
 
 

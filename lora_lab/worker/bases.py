@@ -14,6 +14,7 @@ from lora_lab.data import Tokenised
 from lora_lab.engine.evaluate import Candidate, evaluate
 from lora_lab.files import read_json, write_json
 from lora_lab.models import BaseModel
+from lora_lab.models.shards import Shards
 from lora_lab.packing.paths import Mount
 from lora_lab.spec import RunSpec, to_tree
 from lora_lab.worker.scoring import base_benchmarks, score_base
@@ -66,24 +67,31 @@ def base_scores(mount: Mount, spec: RunSpec, tokens: Tokenised, folder: Path) ->
     asked = {name: tree["evaluation"].pop(name) for name in BENCHMARKS if name in tree["evaluation"]}
     benchmarks: dict[str, float] = {}
     if asked:
-        about = {"model": tree["model"], "evaluation": asked}
-        benchmarks = _once(folder, about, lambda: base_benchmarks(mount, spec.evaluation))
+        named = {"model": tree["model"], "evaluation": asked}
+        benchmarks = _once(folder, named, lambda: base_benchmarks(mount, spec.evaluation), mount.base.shards)
 
     def held_out() -> dict[str, Any]:
         split = tokens.evaluation
-        (metrics,) = evaluate(mount, [Candidate(None, split, 0, spec.evaluation.batch_size)])
+        (metrics,) = evaluate(mount, [Candidate(mount.nobody, split, 0, spec.evaluation.batch_size)])
         found = score_base(mount, split, spec.evaluation)
         tree: dict[str, Any] = to_tree(BaseScores(metrics.loss, metrics.accuracy, found.exact_match, found.scores))
         return tree
 
-    scores = BaseScores(**_once(folder, {name: tree[name] for name in ("model", "data", "evaluation")}, held_out))
+    about = {name: tree[name] for name in ("model", "data", "evaluation")}
+    scores = BaseScores(**_once(folder, about, held_out, mount.base.shards))
     return replace(scores, scores={**scores.scores, **benchmarks})
 
 
-def _once(folder: Path, about: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
-    """What ``compute`` gives (a JSON tree), kept in ``folder/base`` under ``about``."""
+def _once(folder: Path, about: Mapping[str, Any], compute: Callable[[], Any], shards: Shards | None) -> Any:
+    """What ``compute`` gives (a JSON tree), kept in ``folder/base`` under ``about``; all ``shards`` compute or none."""
     name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     path = folder / "base" / f"{name}.json"
-    if not path.exists():
+    there = path.exists()
+    if shards is not None and not (there := shards.agree(there)):
+        found = compute()
+        if shards.first:
+            write_json(path, {"of": about, "scores": found})
+        return found
+    if not there:
         write_json(path, {"of": about, "scores": compute()})
     return read_json(path)["scores"]

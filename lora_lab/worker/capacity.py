@@ -17,7 +17,7 @@ from lora_lab.errors import LoraLabError
 from lora_lab.planner import device_memory, refusal
 from lora_lab.planner.correction import correction
 from lora_lab.planner.device import device_kind, device_size
-from lora_lab.planner.prediction import HEADROOM
+from lora_lab.planner.prediction import HEADROOM, devices
 from lora_lab.planner.step import Shape, Trace, peak_together, trace
 from lora_lab.spec import DataSpec, Execution, ModelSpec, RunSpec
 
@@ -80,7 +80,7 @@ class Capacity:
         if found is None:
             return None
         memory = (self.memory or device_size(self.device)) // self.sharers
-        if found.peak() * self._correction <= memory * (1 - HEADROOM):
+        if found.peak() * self._correction <= memory * devices(spec, device_kind(self.device)) * (1 - HEADROOM):
             return None
         length, supervised = self._longest(spec)
         return refusal(
@@ -106,7 +106,8 @@ class Capacity:
     def fits(self, company: Sequence[RunSpec]) -> bool:
         """Whether the runs, all of one base, can train together."""
         needed = self.predicted(company)
-        return needed is None or needed * self._correction <= self.free * (1 - HEADROOM)
+        free = self.free * devices(company[0], device_kind(self.device))
+        return needed is None or needed * self._correction <= free * (1 - HEADROOM)
 
     def predicted(self, company: Sequence[RunSpec]) -> int | None:
         """Bytes at the peak of a pack of these runs; ``None`` where it cannot be planned."""

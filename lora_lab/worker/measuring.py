@@ -99,8 +99,11 @@ def measure(spec: RunSpec, *, device: str = "auto", steps: int = STEPS) -> Measu
 
     Raises:
         ModelError, MethodError: the run cannot be planned.
+        SpecError: it takes several processes.
         RunFailed: the process could not do it, or was killed.
     """
+    if spec.model.divided:
+        raise SpecError(f"model.shard={spec.model.shard}: one process is measured; give model.shard=none.")
     run = lean(spec)
     planned = plan(run, memory=WITHOUT_LIMIT, device=device, remedies=False)
     with tempfile.TemporaryDirectory() as folder:

@@ -12,8 +12,10 @@ from lora_lab.bench.finding import find
 from lora_lab.errors import SweepFolderError
 from lora_lab.files import folder_errors
 from lora_lab.methods import target_modules
+from lora_lab.methods.beginning import adapter_in
 from lora_lab.optim.devices import check_device
 from lora_lab.spec import Mask, MethodSpec, ModelSpec, RunSpec, Sweep
+from lora_lab.worker.devices import check_devices
 
 SPARE_BYTES = 64 * 2**20
 """Free space a sweep's folder must have beside its adapters."""
@@ -38,8 +40,8 @@ def check_folder(folder: Path, need: int = 0) -> None:
 
 
 def check_runs(specs: Iterable[RunSpec], device: str = "auto") -> None:
-    """Check every data set, benchmark task, base model, mask and layer subset that ``specs`` name, each once, loading
-    no weights, and that ``device`` can run their optimizers.
+    """Check every data set, benchmark task, adapter to begin with, base model, mask and layer subset that ``specs``
+    name, each once, loading no weights, and that ``device`` can run their optimizers.
 
     Data is tokenised here, into the cache that the worker reads, because only then is it known to be enough.
 
@@ -47,12 +49,16 @@ def check_runs(specs: Iterable[RunSpec], device: str = "auto") -> None:
         DataError, ModelError, MethodError, SpecError: what cannot be used, and how to mend it.
     """
     specs = list(specs)
+    for spec in specs:
+        check_devices(spec, device)
     for optimizer in dict.fromkeys(spec.optimizer for spec in specs):
         check_device(optimizer, device)
     for dataset in dict.fromkeys(spec.data for spec in specs):
         data.check(dataset)
     for evaluation in dict.fromkeys(spec.evaluation for spec in specs if spec.evaluation.tasks):
         find(evaluation)
+    for folder in dict.fromkeys(folder for spec in specs for _, folder in spec.method.adapters):
+        adapter_in(folder)
     masks: dict[ModelSpec, set[Mask]] = {}
     for spec in specs:
         masks.setdefault(spec.model, set()).add(spec.method.mask)

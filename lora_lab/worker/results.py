@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,12 @@ def settle(
         started=started,
         ended=time.time(),
     )
+
+
+def as_pruned(end: LaneEnd) -> LaneEnd:
+    """What becomes of a paused lane that never goes on."""
+    step = end.lane.step if end.lane else 0
+    return replace(end, outcome=Outcome.PRUNED, message=f"paused at step {step}, and not among the best there")
 
 
 def _perplexity(loss: float) -> float | None:

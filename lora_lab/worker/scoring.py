@@ -10,9 +10,11 @@ from lora_lab.bench.exact_match import ExactMatch, exact_match
 from lora_lab.bench.scores import benchmark, flat
 from lora_lab.data import Split
 from lora_lab.engine.lane import Lane
-from lora_lab.methods import Attachment
 from lora_lab.packing.paths import Mount
-from lora_lab.spec import EvaluationSpec
+from lora_lab.spec import EvaluationSpec, Pairs, pairs
+
+EXACT = "exact_match"
+"""Its name among the scores of one evaluation."""
 
 
 @dataclass(frozen=True)
@@ -37,16 +39,29 @@ def score_lanes(mount: Mount, lanes: Sequence[Lane]) -> dict[str, Scored]:
     return {lane.run: _scored(matches.get(lane.run), benchmarks.get(lane.run, {})) for lane in lanes}
 
 
+def scores_during(mount: Mount, lanes: Sequence[Lane]) -> dict[str, Pairs]:
+    """The same in the form of :attr:`~lora_lab.spec.EvalMetrics.scores`, exact match among them."""
+    found = score_lanes(mount, lanes)
+    whole = {run: {} if one.exact_match is None else {EXACT: one.exact_match} for run, one in found.items()}
+    return {run: pairs(whole[run] | dict(one.scores)) for run, one in found.items()}
+
+
+def scores_at_end(mount: Mount, lanes: Sequence[Lane]) -> dict[str, Scored]:
+    """The same of lanes that are done; what their last evaluation scored already is not scored again."""
+    kept = {lane.run: dict(lane.last.scores) for lane in lanes if lane.last is not None and lane.last.step == lane.step}
+    have = {run: Scored(scores.pop(EXACT, None), scores) for run, scores in kept.items() if scores}
+    return have | score_lanes(mount, [lane for lane in lanes if lane.run not in have])
+
+
 def score_base(mount: Mount, split: Split, spec: EvaluationSpec) -> Scored:
     """The same of the base model, but for its benchmarks."""
     asked = spec.exact_match and split.generative
-    return _scored(exact_match(mount, [None], split, spec)[0] if asked else None, {})
+    return _scored(exact_match(mount, [mount.nobody], split, spec)[0] if asked else None, {})
 
 
 def base_benchmarks(mount: Mount, spec: EvaluationSpec) -> dict[str, float]:
     """The benchmark scores of the base model."""
-    nobody: list[Attachment | None] = [None]
-    return flat(benchmark(mount, nobody, spec)[0])
+    return flat(benchmark(mount, [mount.nobody], spec)[0])
 
 
 def _matches(mount: Mount, lanes: Sequence[Lane]) -> list[tuple[Lane, ExactMatch]]:

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
 
 from lora_lab import models
 from lora_lab.data import Tokenised
-from lora_lab.engine.lane import Lane, LaneJob
+from lora_lab.engine.lane import LaneJob
 from lora_lab.engine.pack import CHECKPOINT_SECONDS, LaneEnd, Pack
 from lora_lab.errors import StorageError, SweepFolderError
 from lora_lab.models import BaseModel
-from lora_lab.packing.paths import Mount
 from lora_lab.spec import (
     SETTLED,
     EvalMetrics,
     ModelSpec,
     Order,
     Outcome,
-    Pairs,
     Recorder,
     RunResult,
     RunSpec,
@@ -34,58 +31,17 @@ from lora_lab.spec import (
 from lora_lab.worker import files, stages
 from lora_lab.worker.bases import BaseScores, base_scores, device_name, held_bytes, tokenised
 from lora_lab.worker.capacity import Capacity, device_label, in_smaller_parts
+from lora_lab.worker.devices import check_devices
 from lora_lab.worker.facts import Teller
 from lora_lab.worker.interrupt import Interrupt
-from lora_lab.worker.results import Memory, settle
-from lora_lab.worker.scoring import score_lanes
+from lora_lab.worker.ports import Queue, Task
+from lora_lab.worker.results import Memory, as_pruned, settle
+from lora_lab.worker.scoring import scores_at_end, scores_during
+from lora_lab.worker.shard import Asked
+from lora_lab.worker.wide import train_wide
 
 IDLE_SECONDS = 0.5
 """Between two questions for a run while all that are left are with other workers."""
-
-
-class Task(Protocol):
-    """A run as the queue hands it out (:class:`lora_lab.study.Run` is one)."""
-
-    @property
-    def trial(self) -> int: ...
-    @property
-    def id(self) -> str: ...
-    @property
-    def point(self) -> Mapping[str, Any]: ...
-    @property
-    def spec(self) -> RunSpec: ...
-    @property
-    def key(self) -> str: ...
-    @property
-    def parent(self) -> str | None: ...
-    @property
-    def parent_step(self) -> int | None: ...
-    @property
-    def fresh_optimizer(self) -> bool: ...
-    @property
-    def stage(self) -> str | None: ...
-    @property
-    def stem(self) -> bool: ...
-    @property
-    def alone(self) -> bool: ...
-    @property
-    def halvings(self) -> int: ...
-    @property
-    def attempt(self) -> int: ...
-
-
-class Queue(Protocol):
-    """Where runs come from and where their results go (:class:`lora_lab.study.Study` is one)."""
-
-    def next_run(self, *, company: bool) -> Task | None: ...
-    def waiting(self) -> bool: ...
-    def settle(self, run: Any, result: RunResult) -> bool: ...
-    def put_back(self, run: Any) -> None: ...
-    def pause(self, run: Any, result: RunResult) -> None: ...
-    def try_again(self, run: Any, outcome: Outcome, *, company: bool) -> bool: ...
-    def report(self, run: Any, metrics: EvalMetrics) -> Verdict: ...
-    def orders(self) -> Mapping[str, Order]: ...
-    def saved(self, run: Any, step: int) -> None: ...
 
 
 @dataclass
@@ -126,6 +82,9 @@ class Worker:
         while not self.interrupt.requested:
             task = self._take(company=False)
             if task is not None:
+                if task.spec.model.divided:
+                    self._train_wide(task)
+                    continue
                 self._held = task
                 self._train(task)
             elif not self.queue.waiting():
@@ -147,7 +106,7 @@ class Worker:
             lanes,
             self.checkpoint_seconds,
             keep_checkpoints=self.keep_checkpoints,
-            score=self._score,
+            score=scores_during,
         )
         if lanes > 1:
             self.say(f"training up to {lanes} runs at once on {base.device}, in {show_size(most)}")
@@ -161,6 +120,49 @@ class Worker:
             self._pack_failed(error, base)
         finally:
             pack.close()
+
+    def _train_wide(self, task: Task) -> None:
+        """Train a run that is wider than a device, alone."""
+        self.capacity.learn()
+        self._base = None  # what it held is the run's
+        self._crowd = 1
+        spec = in_smaller_parts(task.spec, self.capacity.halvings(task.spec, task.halvings))
+        self._tasks[task.id], self._specs[task.id] = (task, time.time()), spec
+        folder = self.run_folder(task.id)
+        self.say(f"training {task.id} on {spec.model.shards} devices together")
+        try:
+            check_devices(spec, self.capacity.device)
+            self._begin(task, folder)
+            asked = Asked(
+                task.id,
+                task.trial,
+                task.point,
+                spec,
+                task.key,
+                folder,
+                self.folder,
+                self.capacity.device,
+                device_label(self.capacity.device),
+                started=self._tasks[task.id][1],
+                predicted=self.capacity.predicted([spec]) or 0,
+                stem=task.stem,
+                checkpoint_seconds=self.checkpoint_seconds,
+                keep_checkpoints=self.keep_checkpoints,
+            )
+            ended = train_wide(asked, self, self.recorder)
+        except (StorageError, SweepFolderError):
+            raise
+        except Exception:
+            self._end_without_lane(task, Outcome.FAILED, traceback.format_exc(), None)
+            return
+        if ended.lost is not None:
+            self._end_without_lane(task, ended.lost.outcome, ended.lost.message, None)
+        elif ended.result is None or self.queue.orders().get(task.id) is Order.DROP:
+            self.queue.put_back(self._forget(task.id))
+        elif ended.paused:
+            self._pause(task, self._said(task, ended.result, ended.note))
+        else:
+            self._end(task, self._said(task, ended.result, ended.note))
 
     def _resident(self, model: ModelSpec) -> BaseModel:
         if self._base is None or self._base.spec != model:
@@ -226,8 +228,8 @@ class Worker:
         self._specs[task.id] = spec
         return not company or self.capacity.joins(spec, company)
 
-    def _prepared(self, task: Task, base: BaseModel, pack: Pack) -> LaneJob:
-        folder = self.run_folder(task.id)
+    def _begin(self, task: Task, folder: Path) -> None:
+        """See to it that the checkpoint lies in ``folder`` with which the run begins, if there is one."""
         files.take_over(folder, task.attempt)
         if task.parent is not None:
             parent, step = self.run_folder(task.parent), task.parent_step
@@ -236,6 +238,10 @@ class Worker:
                 self.queue.saved(task, step)  # the parent may go on
         elif task.stage is not None:
             stages.begin(self.run_folder(task.stage), folder, task.key)
+
+    def _prepared(self, task: Task, base: BaseModel, pack: Pack) -> LaneJob:
+        folder = self.run_folder(task.id)
+        self._begin(task, folder)
         tokens = tokenised(base, task.spec, self._data)
         base_scores(pack.mount, task.spec, tokens, self.folder)
         if self._before is None:
@@ -254,7 +260,7 @@ class Worker:
             if end not in mine:
                 self.queue.put_back(self._forget(end.job.run))
         whole = [end.lane for end in mine if end.lane is not None and end.outcome is Outcome.COMPLETED]
-        scored = score_lanes(pack.mount, whole)
+        scored = scores_at_end(pack.mount, whole)
         for end in mine:
             task, started = self._tasks[end.job.run]
             result = settle(
@@ -272,19 +278,15 @@ class Worker:
             if end.lane is not None and self._teller is not None:
                 self._teller.ended(self.run_folder(task.id), end.lane, self._crowd)
             if end.paused:
-                self._forget(task.id)
-                self.queue.pause(task, result)
-                self.recorder.ended(replace(result, outcome=Outcome.PREEMPTED))
+                self._pause(task, result)
                 continue
             files.finish(end.lane, result.outcome, keep=self.keep_checkpoints)
             self._end(task, result)
 
-    @staticmethod
-    def _score(mount: Mount, lanes: Sequence[Lane]) -> dict[str, Pairs]:
-        """What lanes that train on are scored by, for the engine."""
-        found = score_lanes(mount, lanes)
-        whole = {run: {} if one.exact_match is None else {"exact_match": one.exact_match} for run, one in found.items()}
-        return {run: pairs(whole[run] | dict(one.scores)) for run, one in found.items()}
+    def _pause(self, task: Task, result: RunResult) -> None:
+        self._forget(task.id)
+        self.queue.pause(task, result)
+        self.recorder.ended(replace(result, outcome=Outcome.PREEMPTED))
 
     def _end(self, task: Task, result: RunResult) -> None:
         """Settle a run, or put it back to be gone on with or tried in another way."""
@@ -300,7 +302,7 @@ class Worker:
             return
         self.recorder.ended(result)
 
-    def _end_without_lane(self, task: Task, outcome: Outcome, message: str, base: BaseModel) -> None:
+    def _end_without_lane(self, task: Task, outcome: Outcome, message: str, base: BaseModel | None) -> None:
         started = self._tasks[task.id][1]
         result = RunResult(
             run=task.id,
@@ -309,7 +311,7 @@ class Worker:
             key=task.key,
             outcome=outcome,
             point=pairs(task.point),
-            total_parameters=base.total_parameters,
+            total_parameters=base.total_parameters if base is not None else 0,
             message=message,
             started=started,
             ended=time.time(),
@@ -347,9 +349,3 @@ class Worker:
 
     def _scores(self, end: LaneEnd, pack: Pack) -> BaseScores | None:
         return base_scores(pack.mount, end.job.spec, end.job.data, self.folder)
-
-
-def as_pruned(end: LaneEnd) -> LaneEnd:
-    """What becomes of a paused lane that never goes on."""
-    step = end.lane.step if end.lane else 0
-    return replace(end, outcome=Outcome.PRUNED, message=f"paused at step {step}, and not among the best there")

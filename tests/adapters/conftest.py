@@ -38,6 +38,12 @@ def stored(tmp_path: Path) -> Callable[..., ModelSpec]:
     return store
 
 
+def sequences(count: int) -> list[Any]:
+    """Training sequences of random tokens, for what looks at data."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(0, 320, (8,), generator=generator).numpy() for _ in range(count)]
+
+
 @pytest.fixture
 def saved(tmp_path: Path) -> Callable[..., tuple[Reference, Attachment, BaseModel]]:
     """An adapter of a method on a model, with values, saved; the reference to it, itself, and the base."""
@@ -47,7 +53,7 @@ def saved(tmp_path: Path) -> Callable[..., tuple[Reference, Attachment, BaseMode
     ) -> tuple[Reference, Attachment, BaseModel]:
         base = load(model)
         spec = MethodSpec(**({"roles": ("query", "key", "value", "projection", "mlp", "head")} | method))
-        attachment = with_values(attach(base, spec, seed), size, seed + 11)
+        attachment = with_values(attach(base, spec, seed, sequences), size, seed + 11)
         where = tmp_path / folder
         attachment.save(where, base_name=model.path or model.name)
         return Reference(folder, where, model), attachment, base

@@ -12,22 +12,30 @@ import torch
 from adapters.shapes import CONFIGS, model_spec
 from safetensors.torch import load_file
 
-from lora_lab.adapters.merging import merge, unmerge
+from lora_lab.adapters.merging import merge
+from lora_lab.adapters.unmerging import unmerge
 from lora_lab.adapters.verifying import TOLERANCE, logits, verify
 from lora_lab.errors import MethodError, SpecError, SweepFolderError
 from lora_lab.methods import load as load_adapter
 from lora_lab.models import frozen_weight, load
 from lora_lab.models.roles import TABLE
-from lora_lab.spec import pairs
+from lora_lab.spec import MethodSpec, from_tree, pairs
+from lora_lab.spec.method import INITS, METHODS, RANK_SHAPES
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "lora": {"r": 4},
     "rslora": {"r": 4, "rslora": True},
     "dora": {"r": 4, "dora": True},
+    "gaussian": {"r": 4, "init": "gaussian"},
     "pissa": {"r": 4, "init": "pissa"},
+    "pissa-dora": {"r": 3, "init": "pissa", "dora": True},
+    "pissa-niter": {"r": 3, "init": "pissa_niter_4", "rslora": True},
+    "eva": {"r": 3, "init": "eva", "calibration_sequences": 16},
     "olora": {"r": 4, "init": "olora"},
     "orthogonal": {"r": 4, "init": "orthogonal"},
     "ranks": {"r": 4, "rank_shape": "linear", "r_last": 2, "rank_pattern": {"lm_head": 3}, "alpha_over_r": 1.5},
+    "decay": {"r": 6, "rank_shape": "decay", "r_last": 2, "rank_budget": 43, "alpha": 9.0},
+    "groups": {"r": 4, "rank_shape": "groups", "rank_groups": (4, 2), "dropout": 0.1},
     "bfloat16": {"r": 4, "dtype": "bfloat16"},
     "adalora": {"name": "adalora", "r": 2, "init_r": 4},
     "vera": {"name": "vera", "r": 8},
@@ -35,11 +43,24 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "last_layers": {"name": "last_layers", "top_layers": 1},
     "full": {"name": "full"},
 }
-"""Every option of a method that is a change of weights."""
+"""Every option of a method that is a change of weights; LoftQ, biases and combined adapters have their own tests."""
+NO_CHANGE = {"bottleneck", "prompt_tuning", "p_tuning", "prefix_tuning", "p_tuning_v2", "llama_adapter"}
 
 
 def test_there_is_a_model_for_every_architecture_of_the_table() -> None:
     assert CONFIGS.keys() == TABLE.keys()
+
+
+def test_there_is_a_line_for_every_option() -> None:
+    names = {option.get("name", "lora") for option in OPTIONS.values()}
+    assert names == METHODS.keys() - NO_CHANGE - {"bitfit"}
+    lora = [from_tree(MethodSpec, option) for option in OPTIONS.values() if option.get("name", "lora") == "lora"]
+    assert {one.init for one in lora} >= set(INITS) - {"loftq", "adapters"}
+    assert {one.rank_shape for one in lora} == set(RANK_SHAPES)
+    plain = MethodSpec()
+    free = {"r", "alpha", "alpha_over_r", "roles", "layers", "adapters", "weights", "combine", "density"}
+    for name in set(METHODS["lora"]) - free:
+        assert any(getattr(one, name) != getattr(plain, name) for one in lora), name
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -70,12 +91,15 @@ def test_every_option(
     assert moved > 50 * TOLERANCE["float32"]
 
 
-@pytest.mark.parametrize("quantization", ["nf4", "fp4", "int8"])
+@pytest.mark.parametrize(
+    ("quantization", "init"), [("nf4", "default"), ("nf4", "loftq"), ("fp4", "default"), ("int8", "default")]
+)
 def test_a_quantised_base_is_merged_as_it_was_trained_on(
-    quantization: str, stored: Callable[..., Any], saved: Callable[..., Any], tmp_path: Path
+    quantization: str, init: str, stored: Callable[..., Any], saved: Callable[..., Any], tmp_path: Path
 ) -> None:
     model = stored("llama", quantization=quantization, double_quant=quantization == "nf4")
-    reference, _, base = saved(model, r=4)
+    quantised = {"roles": ("query", "key", "value", "projection", "mlp")} if init == "loftq" else {}
+    reference, _, base = saved(model, r=4, init=init, **quantised)
     merged = merge(reference, tmp_path / "out")
     assert merged.streamed
     assert merged.quantisation is not None and 0.001 < merged.quantisation < 0.3

@@ -208,6 +208,15 @@ def test_what_cannot_be_tested_says_why() -> None:
     assert "sweep 't' has no results yet" in said[2] and "was not searched" in said[3]
 
 
+def test_what_the_base_model_hardly_can_is_not_forgotten() -> None:
+    frame = ranks(0.0)
+    frame["scores.sums.acc"] = [0.01 + seed / 1000 for seed in frame["seed"]]
+    test = Gains(at(8), "scores.sums.acc", "base_scores.sums.acc", sign=-1, smallest=0.02)
+    found = {base: verdict(test, s=frame.assign(**{"base_scores.sums.acc": base})) for base in (0.03, 0.5)}
+    assert found[0.5].status is YES
+    assert found[0.03].status is OPEN and "0.03, too little to lose 0.02 of it" in found[0.03].test
+
+
 def test_claims_of_one_section_share_their_risk() -> None:
     """Of twenty true nulls one would be supported by chance every other time; together hardly ever."""
     rng = np.random.default_rng(0)

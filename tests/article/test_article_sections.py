@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,22 +18,27 @@ from lora_lab.analysis.verdicts import Status
 from lora_lab.article import Reproduction, Section, page, screen, sections
 from lora_lab.article.budgets import chosen_data, data_overrides, planned_run
 from lora_lab.article.findings import found
+from lora_lab.article.measured import Table, frames_of
+from lora_lab.article.measurements import BASE, CHANCE, MEAN, OWN, SIDES, SUM, TOGETHER, TRAINED
 from lora_lab.article.prepared import prepare
 from lora_lab.article.section import Part, parts_of
 from lora_lab.config import compose_run
 from lora_lab.config.places import sweep_names
 from lora_lab.data.taskmix import generate
 from lora_lab.errors import ConfigError, DataError
-from lora_lab.spec import DataSpec
+from lora_lab.files import write_json
+from lora_lab.spec import DataSpec, RunResult, to_tree
 
 EVERY = sections()
+COMBINATIONS = (BASE, OWN, SUM, MEAN, TOGETHER)
+VARIANTS = (BASE, "lora", "lora merged", "bottleneck", "prompt_tuning", "ia3")
 
 
 def reproduction(folder: Path, budget: str = "small", **said: str) -> Reproduction:
     return Reproduction(budget, folder, **({"data": "taskmix"} | said))
 
 
-def frames_of(section: Section, folder: Path) -> dict[str, pd.DataFrame]:
+def frames_of_runs(section: Section, folder: Path) -> dict[str, pd.DataFrame]:
     """Results that were never trained: every point of the section's sweeps, and noise."""
     job, frames = reproduction(folder), {}
     for part in section.parts:
@@ -41,7 +49,38 @@ def frames_of(section: Section, folder: Path) -> dict[str, pd.DataFrame]:
         frames[part.name] = frame_of(points, lambda p: 1.0, seeds=sweep.repeats, space=space, sampler="grid")
         frames[part.name]["steps"] = 24
         frames[part.name]["eval_accuracy"] = 0.5
-    return frames
+        for task in sweep.base.evaluation.tasks:
+            scores = {"acc": [0.1 + seed / 100 for seed in frames[part.name]["seed"]], "acc_stderr": 0.02, "n": 200}
+            for metric, values in scores.items():
+                frames[part.name][f"scores.{task}.{metric}"] = values
+                frames[part.name][f"base_scores.{task}.{metric}"] = 0.25
+    return frames | measured(section)
+
+
+def measured(section: Section, **truth: float) -> dict[str, pd.DataFrame]:
+    """What was never measured: noise around ``truth`` of each first word of a row."""
+    rng = np.random.default_rng(0)
+    places = {
+        "q9_sums": (("combination", COMBINATIONS), ("task", ("addition", "capitals", "reversal"))),
+        "s0_shared": (("of", (TRAINED, CHANCE)), ("side", tuple(SIDES.values())), ("ranks", ("1 and 8", "8 and 64"))),
+        "s0_used": (("r", (1, 8)), ("role", ("query", "value"))),
+        "s3_latency": (("variant", VARIANTS), ("phase", ("prefill", "decode")), ("batch", (1, 2))),
+    }
+    numbers = ("eval_loss", "exact_match", "phi", "phi_r", "rank_90", "effective_rank", "milliseconds", "slowdown")
+    numbers += ("amplification", "random_amplification")
+    wanted = {table.sweep for table in section.tables} & places.keys()
+    out = {}
+    for name in wanted:
+        axes = [axis for axis, _ in places[name]]
+        rows = [
+            dict(zip(axes, point, strict=True))
+            | {"seed": seed}
+            | {number: truth.get(str(point[0]), 0.0) + rng.normal(0, 0.005) for number in numbers}
+            for point in itertools.product(*[values for _, values in places[name]])
+            for seed in range(3)
+        ]
+        out[name] = Table(tuple(axes), "phi" if name == "s0_shared" else numbers[0], tuple(rows)).frame(name)
+    return out
 
 
 def test_a_section_for_each_row_of_the_article() -> None:
@@ -82,9 +121,9 @@ def test_every_sweep_composes_under_every_budget(budget: str, tmp_path: Path) ->
 def test_every_claim_finds_what_it_looks_at(section: Section, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     sizes = {one.label: Size(one.label, rng.uniform(1, 9), 9, rng.uniform(1, 9), 9.0) for one in section.sizes}
-    frames = frames_of(section, tmp_path)
+    frames = frames_of_runs(section, tmp_path)
     finding = found(section, frames, sizes)
-    assert section.claims or section.needs
+    assert section.claims
     assert len(finding.verdicts) == len(section.claims)
     for verdict in finding.verdicts:
         assert not verdict.test.startswith("not testable"), verdict.sentence
@@ -110,16 +149,85 @@ def test_a_section_is_supported_whole_and_mixed_where_its_claims_differ() -> Non
     assert found(section, {}, {}).status == Status.INCONCLUSIVE, "nothing planned, nothing said"
 
 
+def test_verdicts_follow_what_was_measured(tmp_path: Path) -> None:
+    def words(name: str, **truth: float) -> list[str]:
+        section = sections([name])[0]
+        frames = frames_of_runs(section, tmp_path) | measured(section, **truth)
+        return [str(verdict.status) for verdict in found(section, frames, {}).verdicts]
+
+    good = {BASE: 3.0, OWN: 1.0, SUM: 1.0, MEAN: 2.0, TOGETHER: 1.0}
+    assert words("Q9", **good) == ["supported"] * 4
+    assert words("Q9", **(good | {SUM: 4.0})) == ["contradicted"] * 3 + ["supported"]
+    assert words("S0", **{TRAINED: 0.8, CHANCE: 0.1})[1:] == ["supported", "supported"]
+    assert words("S0", **{TRAINED: 0.3, CHANCE: 0.1})[1:] == ["contradicted", "contradicted"]
+    slow = {"lora": 0.2, "bottleneck": 0.3, "prompt_tuning": 0.0, "ia3": 0.1}
+    assert words("S3", **slow) == ["supported"] * 3 + ["contradicted", "supported"]
+    assert words("S3", **{"lora merged": 0.2})[0] == "contradicted"
+
+
+@dataclass(frozen=True)
+class Count:
+    """A measurement that counts how often it is made."""
+
+    made: list[int]
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return ("demo",)
+
+    def __call__(self, runs: Mapping[str, Sequence[object]], budget: str, say: object) -> dict[str, Table]:
+        self.made.append(len(runs["demo"]))
+        return {"counts": Table(("side",), "phi", ({"side": "A", "seed": 0, "phi": 0.5},), higher=True)}
+
+    def __repr__(self) -> str:
+        return "Count()"
+
+
+def test_a_measurement_is_made_once_and_again_when_runs_have_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = Count([])
+    monkeypatch.setattr("lora_lab.adapters.resolve", list)
+
+    def run(seed: int) -> None:
+        tree = {"run": f"t0000-s{seed}", "trial": 0, "seed": seed, "key": f"key-{seed}", "outcome": "COMPLETED"}
+        result = to_tree(RunResult.from_tree(tree))
+        write_json(tmp_path / "demo" / "runs" / str(tree["run"]) / "result.json", result)
+
+    run(0)
+    for _ in range(2):
+        frame = frames_of(one, tmp_path, "smoke", print)["counts"]
+        assert frame["phi"].tolist() == [0.5] and frame["side"].tolist() == ["A"]
+    assert one.made == [1]
+    run(1)
+    frames_of(one, tmp_path, "smoke", print)
+    frames_of(one, tmp_path, "small", print)
+    assert one.made == [1, 2, 2]
+
+
 def test_the_page_shows_what_is_there_and_how_to_get_the_rest(tmp_path: Path) -> None:
     section = sections(["6"])[0]
     sizes = {one.label: Size(one.label, 14e9, 4_194_304, article=14.18e9) for one in section.sizes}
-    tree = found(section, frames_of(section, tmp_path), sizes).to_tree()
+    tree = found(section, frames_of_runs(section, tmp_path), sizes).to_tree()
     facts = {"model": "smollm2_135m", "data": "taskmix", "budget": "small", "date": "2026-11-22"}
     facts |= {"command": "lora-lab reproduce 6", "machine": "2 cores"}
     text = page(facts | {"sections": {section.id: json.loads(json.dumps(tree))}}, EVERY)
     assert "| 14.18 | -1.3% |" in text and "query+value" in text
     assert "lora-lab reproduce Q5-overfit" in text.partition("## Not yet run here")[2]
     assert text.count("not yet run here") == len(EVERY) - 1
+
+
+def test_scores_before_and_after_stand_beside_each_other(tmp_path: Path) -> None:
+    section = sections(["Q2"])[0]
+    frames = frames_of(section, tmp_path)
+    grid = found(section, frames, {}).tables[-1]
+    seeds = frames["q2_domain"]["seed"]
+    tasks = [f"offline_arithmetic_{name}.acc" for name in ("2da", "2ds", "4da", "4ds")]
+    assert [row[0] for row in grid.rows] == tasks, "what says how sure a score is has no row of its own"
+    after = 0.1 + seeds.mean() / 100
+    half = 2.776 * seeds.std() / 100 / 5**0.5  # Student's t of five runs
+    row = ("200", "0.2500", f"{after:.4f} ±{half:.4f}", f"{after - 0.25:+.4f}")
+    assert len(seeds) == 5 and all(one[1:] == row for one in grid.rows)
 
 
 def test_prepared_files_are_what_the_sections_say(tmp_path: Path) -> None:

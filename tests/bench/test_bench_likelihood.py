@@ -11,10 +11,12 @@ import torch
 
 from lora_lab import models
 from lora_lab.bench import likelihood as module
+from lora_lab.bench import shared
 from lora_lab.bench.beginnings import Asked, plan
 from lora_lab.bench.likelihood import judge, likelihoods
 from lora_lab.methods import Attachment, attach
 from lora_lab.models import BaseModel
+from lora_lab.packing import native
 from lora_lab.packing.curvature import supervised_logits
 from lora_lab.packing.paths import Mount
 from lora_lab.spec import MethodSpec, ModelSpec, pairs
@@ -146,6 +148,37 @@ def test_each_distinct_beginning_is_a_row_once() -> None:
     assert laid.rows == len(beginnings)
     assert len(laid.passes) > 3
     assert all(len(queries) == len(r.ids) - r.start for queries, r in zip(laid.queries, requests, strict=True))
+
+
+@pytest.mark.parametrize(("dtype", "d", "rtol"), [("float32", 16, 1e-5), ("float32", 40, 1e-5), ("bfloat16", 16, 2e-2)])
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("common", [1, 1000])
+def test_the_kernel_attends_as_plain_products_do(
+    dtype: str, d: int, rtol: float, window: int | None, common: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over several passes that carry keys on; what the sequences share at once or on their paths; a lane of NaN."""
+    if not native.usable(torch.empty(0)):
+        pytest.skip("no compiler on this machine")
+    monkeypatch.setattr(shared, "COMMON", common)
+    monkeypatch.setattr(shared, "STRETCH", 2)
+    lanes, kv, groups, cpu = 3, 2, 3, torch.device("cpu")
+    random = torch.Generator().manual_seed(0)
+    passes = plan(questions(), 20).passes
+    assert len(passes) > 2 and any(step.common for step in passes)
+    carried: shared.Carried = []
+    exact: shared.Carried = []
+    for step in passes:
+        n = len(step.tokens)
+        q, k, v = (torch.randn(h, lanes * n, d, generator=random) for h in (kv * groups, kv, kv))
+        k[:, n : 2 * n] = float("nan")
+        q, k, v = (x.to(getattr(torch, dtype)) for x in (q, k, v))
+        here = shared.SharedLayout(step, lanes, cpu, carried)
+        there = shared.SharedLayout(step, lanes, cpu, exact)
+        got = here.shared(q, k, v, 0.3, None, window).view(lanes, n, -1)
+        wanted = there.shared(q.double(), k.double(), v.double(), 0.3, None, window).view(lanes, n, -1)
+        carried, exact = here.shared.layers, there.shared.layers
+        assert got[1].isnan().all() and not got[[0, 2]].isnan().any()
+        torch.testing.assert_close(got[[0, 2]].double(), wanted[[0, 2]], rtol=rtol, atol=rtol)
 
 
 def test_a_narrow_model_has_no_spurious_ties(small_passes: None) -> None:

@@ -55,7 +55,8 @@ def test_the_page_works_as_written(
     assert result["gap"] == pytest.approx(result["eval_loss"] - result["train_loss"])
     lines = (tmp_path / "runs" / "during" / "metrics.jsonl").read_text().splitlines()
     records = [record for record in map(json.loads, lines) if record["kind"] == "evaluation"]
-    assert [bool(record["scores"]) for record in records] == [True, False]  # the last is scored when the run ends
+    assert [record["step"] for record in records if record["scores"]] == [2, 4]
+    assert records[-1]["scores"] == result["scores"], "the end is a point of the series, and scored once"
 
     (report,) = [out for command, out in shown.items() if " report " in command]
     assert "scores.offline_arithmetic_2ds.acc (higher is better)" in report and "base model" in report

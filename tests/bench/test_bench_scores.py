@@ -157,6 +157,12 @@ def test_offline_tasks_are_right_and_always_the_same() -> None:
     assert task.eval_docs[0] == FIRST
 
 
+def test_a_task_that_wants_no_examples_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    task = find(EvaluationSpec(tasks=("offline_arithmetic_2ds",), num_fewshot=3))["tasks"]["offline_arithmetic_2ds"]
+    assert task.get_config("num_fewshot") == 0
+    assert "offline_arithmetic_2ds is asked without examples" in caplog.text
+
+
 FIRST = {"context": "Question: What is 80 minus 36?\nAnswer:", "completion": " 44"}
 
 

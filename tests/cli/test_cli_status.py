@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from lora_lab.analysis import best_configuration, read_results, read_sweep, results_frame
+from lora_lab.analysis.grouping import best_of_results
 from lora_lab.cli import status
 from lora_lab.cli.main import main
 from lora_lab.cli.status import called
-from lora_lab.spec import EvalMetrics, Outcome, StepMetrics, Sweep
+from lora_lab.spec import EvalMetrics, Objective, Outcome, StepMetrics, Sweep
 from lora_lab.study.lease import this_process
 from lora_lab.tracking import Spool
 
@@ -101,6 +103,15 @@ def test_a_running_sweep_shows_its_lanes_and_the_time_left(
     assert "About 18 s left\n" in text and "Go on with" not in text
 
 
+def test_shared_beginnings_are_shown(fabricate: Fabricate, capsys: pytest.CaptureFixture[str]) -> None:
+    fabricate({"budget.steps": {"choices": [4, 8]}}, repeats=1)
+    path = Path("runs/demo/runs/t0001-s0/result.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"stage": "t0000-s0@4"}))
+    assert tree(capsys)["stages"] == {"t0001-s0": "t0000-s0@4"}
+    assert main(["status"]) == 0
+    assert "1 runs began with the steps of a shorter one (t0001-s0 with t0000-s0@4)\n" in capsys.readouterr().out
+
+
 def test_a_sweep_that_was_killed_is_paused(fabricate: Fabricate, capsys: pytest.CaptureFixture[str]) -> None:
     fabricate(SPACE, points=[])
     spool(Path("runs/demo/runs/t0000-s0"), STARTED, step(7))
@@ -160,3 +171,26 @@ def test_unknown_sweep(fabricate: Fabricate, capsys: pytest.CaptureFixture[str])
     fabricate(SPACE)
     assert main(["status", "demmo"]) == 2
     assert "did you mean 'demo'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("objective", "outcomes", "point"),
+    [
+        (Objective(), {}, 2),
+        (Objective("eval_loss", "maximize"), {}, 32),
+        (Objective("exact_match", "maximize"), {}, 2),
+        (Objective(), {(0, 1): Outcome.DIVERGED}, 8),
+        (Objective(), {(0, 0): None, (1, 1): Outcome.FAILED}, 8),
+        (Objective(), {(n, s): Outcome.PRUNED for n in range(3) for s in range(2)}, None),
+    ],
+)
+def test_the_best_is_that_of_the_report(
+    fabricate: Fabricate, objective: Objective, outcomes: dict[tuple[int, int], Outcome | None], point: int | None
+) -> None:
+    """Found without a frame, and the same: by the mean over seeds, whole configurations before others."""
+    fabricate(SPACE, lambda p, s: p["method.r"] / 10 + 0.004 * s, objective=objective, outcomes=outcomes)
+    record, results = read_sweep(Path("runs/demo")), read_results(Path("runs/demo"))
+    best = best_of_results(record, results)
+    assert best == best_configuration(results_frame(record, results))
+    assert point == (dict(best.configuration.point)["method.r"] if best else None)
+    assert best_of_results(record, []) is None

@@ -117,7 +117,11 @@ def test_every_shipped_sweep_composes(name: str) -> None:
     ("group", "option"), [(g, o) for g in ("model", "data", "optimizer", "schedule") for o in options(g)]
 )
 def test_every_option_of_a_run_composes(group: str, option: str) -> None:
-    needs = {"callable": "data.call._target_=mine.rows", "mixture": "data.sources={sums: {name: taskmix}}"}
+    needs = {
+        "callable": "data.call._target_=mine.rows",
+        "mixture": "data.sources={sums: {name: taskmix}}",
+        "taskmix": "data.diversity=2",
+    }
     more = needs.get(option, f"{group}.path=./here") if group == "data" or option == "hf" else f"{group}={option}"
     spec = compose_run([f"{group}={option}", more])
     assert getattr(spec, group).name == ("./here" if (group, option) == ("model", "hf") else option)

@@ -172,6 +172,7 @@ def test_a_bad_mixture_is_refused(sources, said):
         ({"jinja": "{{ instruction }}"}, "data.template=jinja and data.jinja belong together"),
         ({"name": "hf", "path": "o/n", "streaming": True}, "give data.train_size and data.eval_size"),
         ({"name": "callable"}, "data.call._target_"),
+        ({"path": "a.jsonl"}, "data.path=a.jsonl: data.name=taskmix makes its own examples"),
         ({"turns": "every"}, "data.turns: unknown value 'every'"),
     ],
 )

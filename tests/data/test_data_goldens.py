@@ -44,7 +44,7 @@ GOLDENS = [
     (
         "alpaca",
         TALK,
-        "Be kind.\n\n### Instruction:\nq1\n\n### Response:\na1\n\n### Instruction:\nq2\n\n### Response:",
+        "Be kind.\n\n### Instruction:\nq1\n\n### Response:a1\n\n### Instruction:\nq2\n\n### Response:",
     ),
     ("chatml", WITH_INPUT, "<|im_start|>user\nAdd.\n1 + 2<|im_end|>\n<|im_start|>assistant\n"),
     ("chatml", WITHOUT_INPUT, "<|im_start|>user\nSay hi.<|im_end|>\n<|im_start|>assistant\n"),
@@ -257,6 +257,7 @@ def test_a_jinja_template_from_a_file_or_a_string(tokenizer, tmp_path, as_file):
 EVERY_TURN = {
     "plain": "Be kind.\nq1\n[a1\n]q2\n[a2<eos>]",
     "raw": "Be kind.q1[a1]q2[a2<eos>]",
+    "alpaca": "Be kind.\n\n### Instruction:\nq1\n\n### Response:[a1\n]\n### Instruction:\nq2\n\n### Response:[a2<eos>]",
     "chatml": "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nq1<|im_end|>\n<|im_start|>assistant\n"
     "[a1<|im_end|>]\n<|im_start|>user\nq2<|im_end|>\n<|im_start|>assistant\n[a2<eos>]",
     "chat": "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nq1<|im_end|>\n<|im_start|>assistant\n"
@@ -321,6 +322,53 @@ def test_every_kind_of_file_to_the_letter(tokenizer, tmp_path, file, packed):
     path.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
     split = load(twice(name, path, columns=pairs(columns)), tokenizer).train
     assert marked(tokenizer, *split.tokens(0)) == golden and len(split) == 1
+
+
+SUMS = [{"instruction": "q", "input": "i", "output": "a"}] * 2
+
+
+def test_rows_of_a_function_to_the_letter(tokenizer, tmp_path, monkeypatch):
+    (tmp_path / "golden_rows.py").write_text(f"def rows(): return {SUMS}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("LORA_LAB_ALLOW_CODE", "1")
+    spec = DataSpec("callable", call=pairs({"_target_": "golden_rows.rows"}), on_duplicate="keep")
+    split = load(spec, tokenizer).train
+    assert marked(tokenizer, *split.tokens(0)) == "q\ni\n[a<eos>]" and len(split) == 1
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_hub_to_the_letter(tokenizer, tmp_path, streaming):
+    pytest.importorskip("datasets").disable_progress_bars()
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in SUMS))
+    sizes = {"train_size": 1, "eval_size": 1}
+    spec = DataSpec(
+        "hf", str(tmp_path), streaming=streaming, on_duplicate="keep", template="alpaca", max_length=300, **sizes
+    )
+    split = load(spec, tokenizer).train
+    asked = ALPACA_INPUT + "### Instruction:\nq\n\n### Input:\ni\n\n### Response:"
+    assert marked(tokenizer, *split.tokens(0)) == f"{asked}[a<eos>]"
+
+
+def test_a_mixture_to_the_letter(tokenizer, tmp_path):
+    (tmp_path / "own.json").write_text(json.dumps([{"instruction": f"q{i}", "output": f"a{i}"} for i in range(9)]))
+    (tmp_path / "book.txt").write_text("0123456789" * 9)
+    sources = {
+        "own": {"name": "alpaca", "path": str(tmp_path / "own.json"), "template": "chatml"},
+        "book": {"name": "text", "path": str(tmp_path / "book.txt"), "max_length": 10},
+    }
+    split = load(DataSpec("mixture", sources=pairs(sources), on_duplicate="keep"), tokenizer).train
+    texts = {marked(tokenizer, *split.tokens(i)) for i in range(len(split))}
+    own = {f"<|im_start|>user\nq{i}<|im_end|>\n<|im_start|>assistant\n[a{i}<eos>]" for i in range(9)}
+    assert len(texts & own) == 8 and texts - own == {"0[123456789]"}
+
+
+@pytest.mark.parametrize(
+    ("mask_prompt", "golden"), [(True, "[INST] Hi. [/INST][ a <eos>]"), (False, "[[INST] Hi. [/INST] a <eos>]")]
+)
+def test_what_llama2_learns(tokenizer, tmp_path, mask_prompt, golden):
+    (tmp_path / "a.json").write_text(json.dumps([{"instruction": " Hi. \n", "output": "a "}]))
+    spec = twice("alpaca", tmp_path / "a.json", template="llama2", mask_prompt=mask_prompt)
+    assert marked(tokenizer, *load(spec, tokenizer).train.tokens(0)) == golden
 
 
 def test_parquet_to_the_letter(tokenizer, tmp_path):

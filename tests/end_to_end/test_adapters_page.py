@@ -13,7 +13,13 @@ from command import LORA_LAB, environment
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+import lora_lab
+from lora_lab import load_results
+from lora_lab.adapters.combining import distance
 from lora_lab.cli.main import main
+from lora_lab.config import compose_run
+from lora_lab.methods import load as load_adapter
+from lora_lab.methods.combining import low_rank
 from lora_lab.models import load
 
 SWEEP = (
@@ -37,8 +43,14 @@ SWEEP = (
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which ``lora-lab sweep`` has left ``runs/demo``."""
     where = tmp_path_factory.mktemp("adapters")
+    assert not sweep(where, *SWEEP)
+    return where
+
+
+def sweep(where: Path, *words: str, code: int = 0) -> str:
+    """Runs ``lora-lab sweep`` in a folder; what it complained of where that is expected."""
     ran = subprocess.run(
-        [LORA_LAB, "sweep", *SWEEP],
+        [LORA_LAB, "sweep", *words],
         cwd=where,
         env=environment(),
         capture_output=True,
@@ -46,8 +58,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         timeout=280,
         check=False,
     )
-    assert ran.returncode == 0, ran.stderr
-    return where
+    assert ran.returncode == code, ran.stderr
+    return ran.stderr if code else ""
 
 
 @pytest.fixture
@@ -141,8 +153,6 @@ def test_latency_has_a_row_a_variant_and_a_verdict(verb: Callable[..., str]) -> 
 
 
 def test_a_stock_adapter_from_elsewhere_is_taken_and_a_pickle_refused(verb: Callable[..., str], folder: Path) -> None:
-    from lora_lab.config import compose_run
-
     base = load(compose_run(["model=tiny"]).model)
     base.model.save_pretrained(folder / "stock-base")
     base.tokenizer.save_pretrained(folder / "stock-base")
@@ -156,3 +166,25 @@ def test_a_stock_adapter_from_elsewhere_is_taken_and_a_pickle_refused(verb: Call
     assert "is a pickle" in verb("merge", "pickled", "model.dtype=float32", "--out", "no", code=2)
     assert "no adapter. Give best:SWEEP" in verb("merge", "nothing-here", "--out", "no", code=2)
     assert "only the base model" in verb("merge", "stock", "method.r=2", "--out", "no", code=2)
+
+
+def test_weights_are_found_by_a_sweep(verb: Callable[..., str], folder: Path) -> None:
+    page = (Path(lora_lab.__file__).parent.parent / "docs" / "adapters.md").read_text()
+    text = page.partition("# weights.yaml")[2].partition("```")[0]
+    (folder / "weights.yaml").write_text(text)
+    shared = [word for word in SWEEP if word.startswith(("data.", "evaluation."))]
+    sweep(folder, "weights.yaml", "sweep.name=weights", "tracking=none", *shared)
+    frame = load_results(folder / "runs" / "weights")
+    assert (frame["outcome"] == "COMPLETED").all() and (frame["steps"] == 0).all()
+    assert len(frame) == 8 and frame["method.weights.one"].nunique() == 8
+    assert frame["eval_loss"].nunique() > 1
+    best = frame.loc[frame["eval_loss"].idxmin()]
+    words = ["--weights", str(best["method.weights.one"]), str(best["method.weights.two"]), "--out", "by-hand"]
+    verb("combine", "demo/t0000-s0", "demo/t0001-s0", *words)
+    assert "merged       best:weights" in verb("merge", "best:weights", "--out", "weighted", "--verify")
+    run = folder / "runs" / "weights" / best["adapter"]
+    base = load(compose_run(["model=tiny"]).model)
+    one, other = (low_rank(load_adapter(path, base), "it") for path in (run, folder / "by-hand"))
+    assert distance(one, other) < 1e-5
+    wrong = ("weights.yaml", "sweep.name=wrong", "tracking=none", "method.adapters.two=runs/demo/runs/t0009-s0")
+    assert "no adapter is in runs/demo/runs/t0009-s0" in sweep(folder, *wrong, code=2)

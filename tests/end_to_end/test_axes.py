@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ SMALL = (
     *("budget.batch_size=4", "evaluation.every_steps=1", "evaluation.exact_match=false", "optimizer.lr=1e-2"),
     *("sweep.repeats=1", "tracking=none"),
 )
+ONE = "sweep.space={method.r: [8]}"
 AXES = {
     "method.r": "8, 2",
     "method.alpha": "null, 4.0",
@@ -26,13 +28,16 @@ AXES = {
     "method.layers": "[], [1]",
     "method.dropout": "0.0, 0.5",
     "method.rslora": "false, true",
+    "method.dora": "false, true",
+    "method.rank_budget": "null, 6",
+    "method.name": "lora, vera, ia3",
     "method.init": "default, gaussian",
     "optimizer.lr": "1e-2, 1e-1",
     "optimizer.weight_decay": "0.01, 30.0",
     "optimizer.name": "adamw, sgd",
     "optimizer.beta1": "0.9, 0.5",
     "optimizer.max_grad_norm": "1.0, 1e-6",
-    "schedule.name": "linear, constant",
+    "schedule.name": "linear, constant, wsd",
     "schedule.warmup_steps": "0, 2",
     "budget.steps": "3, 2",
     "budget.batch_size": "4, 2",
@@ -43,8 +48,9 @@ AXES = {
     "data.seed": "0, 1",
     "data.mask_prompt": "true, false",
     "model.dtype": "float32, bfloat16",
+    "model.quantization": "none, nf4, int8",
 }
-"""Config path -> the base's value, and another."""
+"""Config path -> the base's value, and others."""
 BASE = ("method.alpha_over_r=null", "schedule.warmup_steps=0")
 
 
@@ -60,15 +66,48 @@ def test_every_axis_reaches_the_training(tmp_path: Path) -> None:
     space = ", ".join(f"{path}: [{values}]" for path, values in AXES.items())
     results = train(tmp_path / "sweep", f"sweep.space={{{space}}}", "sampler=one_at_a_time", *BASE)
     assert {result.outcome for result in results} == {"COMPLETED"}, [r.message for r in results]
-    assert len({result.key for result in results}) == len(results) == len(AXES) + 1
     base, *changed = results
-    for path, result in zip(AXES, changed, strict=True):
+    usual = dict(base.point)
+    axes = [[path for path, value in result.point if value != usual[path]] for result in changed]
+    assert {path for (path,) in axes} == set(AXES)
+    assert len({result.key for result in results}) == len(results)
+    for (path,), result in zip(axes, changed, strict=True):
         if path == "budget.micro_batch_size":
             assert result.eval_loss == pytest.approx(base.eval_loss, rel=1e-5), "the same gradient, in parts"
         else:
             assert result.eval_loss != base.eval_loss, path
 
 
+def test_the_data_set_is_an_axis(tmp_path: Path) -> None:
+    """A text file against conversations; each is the data that a sweep of its own would have trained on."""
+    text, talk = tmp_path / "book.txt", tmp_path / "talk.jsonl"
+    text.write_text("".join(f"Line {n} of a book about {n * n} things.\n" for n in range(200)))
+    rows = ({"messages": [{"role": r, "content": f"{r} {n}"} for r in ("user", "assistant")]} for n in range(60))
+    talk.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    space = f"sweep.space={{data.path: ['{text}', '{talk}'], data.name: [text, chat]}}"
+    where = f'sweep.constraints=[\'(data.name == "chat") == (data.path == "{talk}")\']'
+    results = train(tmp_path / "both", space, where, "data=text", f"data.path={text}")
+    assert [dict(result.point)["data.name"] for result in results] == ["text", "chat"]
+    for name, path, result in (("text", text, results[0]), ("chat", talk, results[1])):
+        (alone,) = train(tmp_path / name, "data=text", f"data.name={name}", f"data.path={path}", ONE)
+        assert (alone.key, alone.eval_loss, alone.tokens) == (result.key, result.eval_loss, result.tokens)
+
+
+def test_masks_and_switches_of_roles_are_axes(tmp_path: Path) -> None:
+    """All 64 masks, of which the empty one has nothing to train; a switch trains as the mask does that it makes."""
+    short = ("budget.steps=1", "data.train_size=4", "data.eval_size=4")
+    every = train(tmp_path / "masks", *short, "sweep.space={method.roles: {masks: all}}")
+    assert len(every) == 64 and {result.outcome for result in every} == {"COMPLETED"}
+    assert len({(result.trainable_parameters, result.eval_loss) for result in every}) == 64
+    (nothing,) = (result for result in every if result.trainable_parameters == 0)
+    assert nothing.eval_loss == nothing.base_eval_loss
+    switches = train(tmp_path / "switches", *short, "sweep.space={method.roles.mlp: [true, false]}")
+    by_key = {result.key: result for result in every}
+    assert [by_key[result.key].eval_loss for result in switches] == [result.eval_loss for result in switches]
+
+
+SHAPES = ("method.rank_shape=linear", "method.r_last=2", "sweep.space={method.rank_shape: [linear, decay]}")
+GROUPS = ("method.rank_shape=groups", "method.rank_groups=[4,1]", "sweep.space={method.rank_groups: [[4, 1], [1, 4]]}")
 TASKS = ("data.tasks=[reversal]", "sweep.space={data.tasks.addition: [true, false]}")
 MOMENTUM = "optimizer.momentum: {choices: [0.1, 0.9], when: {optimizer.name: sgd}}"
 
@@ -76,6 +115,8 @@ MOMENTUM = "optimizer.momentum: {choices: [0.1, 0.9], when: {optimizer.name: sgd
 @pytest.mark.parametrize(
     ("name", "overrides", "completed", "refused"),
     [
+        ("rank shapes", SHAPES, 2, 0),
+        ("rank groups", GROUPS, 2, 0),
         ("tasks", TASKS, 2, 0),
         ("conditions", (f"sweep.space={{optimizer.name: [adamw, sgd], {MOMENTUM}}}",), 3, 0),
         ("constraints", ("sweep.space={method.r: [2, 4, 64]}", "sweep.constraints=['parameters < 10000']"), 2, 1),

@@ -18,9 +18,9 @@ def slurm() -> Iterator[Slurm]:
     yield from cluster()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def ray_nodes() -> Iterator[Any]:
-    """A Ray cluster of two nodes."""
+    """A Ray cluster of two nodes, for one test: another process's test waits for its turn."""
     pytest.importorskip("ray")
     yield from two_nodes()
 

@@ -45,7 +45,7 @@ def joined(folder: Path) -> list[dict[str, Any]]:
 
 def together(sweep: Started, folder: Path) -> None:
     """Wait until two workers have joined."""
-    until(lambda: len(joined(folder)) == 2 or not sweep.process.is_alive(), "two to join", PATIENCE)
+    until(lambda: len(joined(folder)) == 2 or not sweep.process.is_alive(), "two to join", PATIENCE, sweep.said)
     assert sweep.process.is_alive(), sweep.said()
 
 
@@ -70,7 +70,7 @@ def test_a_sweep_loses_a_place_and_a_worker_and_comes_to_the_same_table(
     world.preempt(places[taken["process"]["pid"]], taken["process"]["pid"])
     until(lambda: any(event["op"] == "back" for event in events(folder)), "what was trained to be saved", PATIENCE)
     os.kill(killed["process"]["pid"], signal.SIGKILL)
-    until(lambda: len(joined(folder)) >= 3, f"the job to come back\n{sweep.said()}", PATIENCE)
+    until(lambda: len(joined(folder)) >= 3, "the job to come back", PATIENCE, sweep.said)
     assert sweep.wait(PATIENCE) == 0, sweep.said()
 
     found = results(folder)

@@ -15,6 +15,7 @@ from tiny import SWEEP, events
 from lora_lab.launch.jobs import Jobs
 from lora_lab.launch.launcher import one_of_the_gpus
 from lora_lab.launch.processes import THREADS, share_of
+from lora_lab.spec import LauncherSpec
 
 FOLDER = Path("runs/rank_alpha")
 PATIENT = tuple(word.replace("lease_seconds=2", "lease_seconds=60") for word in SWEEP)
@@ -43,6 +44,9 @@ def test_each_worker_has_one_of_the_gpus() -> None:
     four = {"CUDA_VISIBLE_DEVICES": "2,3,GPU-5,7"}
     assert [one_of_the_gpus(four, n)["CUDA_VISIBLE_DEVICES"] for n in range(5)] == ["2", "3", "GPU-5", "7", "2"]
     assert one_of_the_gpus({"CUDA_VISIBLE_DEVICES": ""}, 0) == {}
+    assert [one_of_the_gpus(four, n, 2)["CUDA_VISIBLE_DEVICES"] for n in range(3)] == ["2,3", "GPU-5,7", "2,3"]
+    assert one_of_the_gpus({"CUDA_VISIBLE_DEVICES": "4"}, 1, 2) == {"CUDA_VISIBLE_DEVICES": "4"}
+    assert LauncherSpec(name="slurm", gpus_per_node=8, gpus_per_worker=4).workers_a_job == 2
 
 
 def joined(folder: Path) -> list[int]:
@@ -62,7 +66,7 @@ def test_workers_have_cores_and_threads_of_their_own_and_end_with_ctrl_c(
     monkeypatch.setenv("OMP_NUM_THREADS", "64")
     sweep = start(tmp_path, *TWO, "launcher.cpus_per_worker=1")
     folder = tmp_path / FOLDER
-    until(lambda: len(joined(folder)) == 2, f"two to train\n{sweep.said()}", 400)
+    until(lambda: len(joined(folder)) == 2, "two to train", 400, sweep.said)
     workers = [psutil.Process(pid) for pid in joined(folder)]
     cores = [worker.cpu_affinity() for worker in workers]
     assert [len(mine) for mine in cores] == [1, 1]
@@ -80,7 +84,7 @@ def test_workers_have_cores_and_threads_of_their_own_and_end_with_ctrl_c(
 def test_a_second_ctrl_c_ends_workers_that_do_not_listen(tmp_path: Path) -> None:
     sweep = start(tmp_path, *TWO)
     folder = tmp_path / FOLDER
-    until(lambda: len(joined(folder)) == 2, f"two to train\n{sweep.said()}", 400)
+    until(lambda: len(joined(folder)) == 2, "two to train", 400, sweep.said)
     workers = [psutil.Process(pid) for pid in joined(folder)]
     for worker in workers:
         worker.suspend()  # they hear nothing

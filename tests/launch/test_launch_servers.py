@@ -60,7 +60,7 @@ def test_everything_arrives_though_the_database_is_restarted_and_no_password_is_
     settings = ("sweep.storage=${oc.env:STUDY_URL}", "tracking.uri=${oc.env:MLFLOW_URI}", "launcher.workers=2")
     sweep = start(tmp_path, *WORDS, *settings, "pack.max_lanes=1", "budget.steps=150")
     folder = tmp_path / FOLDER
-    until(lambda: len(list(folder.glob("runs/*/metrics.jsonl"))) >= 2, f"two to train\n{sweep.said()}", 400)
+    until(lambda: len(list(folder.glob("runs/*/metrics.jsonl"))) >= 2, "two to train", 400, sweep.said)
     arguments = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
     assert any("lora_lab.cli.main worker" in words for words in arguments)
     assert [words for words in arguments if SECRET in words] == []

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
-from processes import start
+from processes import start, until
 from slurm_cluster import Slurm
-from tiny import SWEEP
+from tiny import SWEEP, events
 
 from lora_lab.cli.doctor import check_launcher
 from lora_lab.errors import LauncherError
+from lora_lab.launch.jobs import Jobs
 from lora_lab.launch.slurm import Slurm as Launcher
 from lora_lab.launch.slurm import script
 from lora_lab.spec import Execution, LauncherSpec, pairs
@@ -54,6 +56,32 @@ def test_without_slurm_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(LauncherError, match="no sbatch here"):
         Launcher(Execution(str(tmp_path), launcher=LauncherSpec(name="slurm")))
+
+
+def test_a_job_at_its_time_limit_saves_and_is_queued_again(slurm: Slurm, tmp_path: Path) -> None:
+    """Its limit is brought near while it trains, so near that Slurm's warning is due at once."""
+    endless = (*SWEEP, "pack.max_lanes=1", "budget.steps=100000", "launcher.checkpoint_seconds=1000")
+    limit = ("launcher=slurm", "launcher.time=30", "launcher.grace_seconds=100")
+    sweep = start(tmp_path, *endless, *limit, variables=slurm.environment)
+    folder = tmp_path / "runs" / "rank_alpha"
+
+    def log(op: str) -> list[dict[str, Any]]:
+        return [event for event in events(folder) if event["op"] == op] if (folder / "study.log").exists() else []
+
+    until(lambda: any(f.stat().st_size > 2000 for f in folder.glob("runs/*/metrics.jsonl")), "it to train", 400)
+    (job,) = Jobs(folder).all()
+    minutes = int(slurm.call("squeue", "-h", "-j", job.id, "-o", "%M").split(":")[-2])
+    slurm.call("scontrol", "update", f"JobId={job.id}", f"TimeLimit={minutes + 2}")
+    until(lambda: log("back"), f"the job to save what it trains\n{sweep.said()}", 400)
+    assert [event["cause"] for event in log("back")] == ["PREEMPTED"]
+    (run,) = {event["run"] for event in log("back")}
+    assert (folder / "runs" / run / "checkpoint.safetensors").exists()
+    until(lambda: len(log("claim")) == 2, f"the job to come back\n{sweep.said()}", 400)
+    assert [event["run"] for event in log("claim")] == [run, run], "it goes on with the run"
+    assert "Restarts=1" in slurm.call("scontrol", "show", "job", job.id) and len(Jobs(folder).all()) == 1
+    cancelled = start(tmp_path, "cancel", str(folder), variables=slurm.environment)
+    assert cancelled.wait(400) == 0, cancelled.said()
+    assert sweep.wait(400) == 130, sweep.said()
 
 
 def test_what_slurm_refuses_is_said_and_doctor_sees_it(

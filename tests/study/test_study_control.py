@@ -221,6 +221,20 @@ class TestPortable:
             import_study(tmp_path / "file.json", tmp_path / "sweep")
         assert not (tmp_path / "sweep").exists()
 
+    def test_a_damaged_file_is_refused_wherever_it_is_damaged(self, make_sweep, execution, tmp_path):
+        with Study.open(make_sweep(SPACE), execution):
+            export_study(Path(execution.folder), tmp_path / "whole.json.gz")
+        whole = (tmp_path / "whole.json.gz").read_bytes()
+        for place in range(2, len(whole), 7):
+            file = tmp_path / "damaged.json.gz"
+            file.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+            try:
+                import_study(file, tmp_path / f"sweep{place}")
+            except (SweepFolderError, StorageError):
+                assert not (tmp_path / f"sweep{place}").exists()
+            else:
+                assert place < 10, "only the header may say something else and mean the same"
+
     def test_the_export_holds_no_pickle_and_the_results_plainly(self, make_sweep, execution, result_of, tmp_path):
         with Study.open(make_sweep(SPACE), execution) as study:
             run = study.next_run()

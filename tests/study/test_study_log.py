@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import make_url
 
 from lora_lab.study.log import Log
 from lora_lab.study.opening import open_log
@@ -99,9 +102,9 @@ def test_counters_count_while_somebody_writes(open_one: Open, storage: str | Non
         with other.exclusive():
             one.beat("a")
     other.beat("b")
-    assert other.beats() == {"a": 2, "b": 1}
+    assert other.beats(["a", "b", "c"]) == {"a": 2, "b": 1} and other.beats(["b"]) == {"b": 1}
     one.forget("a")
-    assert other.beats() == {"b": 1}
+    assert other.beats(["a", "b"]) == {"b": 1}
 
 
 def test_one_mirrors_at_a_time_and_nobody_waits(open_one: Open) -> None:
@@ -118,6 +121,54 @@ def test_studies_in_one_database_do_not_meet(storage: str | None, tmp_path: Path
     one, other = open_log(storage, tmp_path, "one"), open_log(storage, tmp_path, "other")
     add(one, "a")
     one.beat("w")
-    assert other.read(0) == [] and other.beats() == {}
+    assert other.read(0) == [] and other.beats(["w"]) == {}
     one.close()
     other.close()
+
+
+def test_who_waits_reads_meanwhile(storage: str | None, open_one: Open) -> None:
+    """What was written before its turn is read before its turn, while others still write."""
+    if storage is not None and storage.startswith("postgresql"):
+        pytest.skip("PostgreSQL keeps its own queue")
+    one, other = open_one(), open_one()
+    heard: list[int] = []
+    entered, leave = threading.Event(), threading.Event()
+
+    def write() -> None:
+        with one.exclusive() as append:
+            append([{"op": "a"}])
+            entered.set()
+            leave.wait(30)
+
+    def meanwhile() -> None:
+        heard.append(len(heard))
+        if len(heard) == 3:
+            leave.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    assert entered.wait(30)
+    with other.exclusive(meanwhile):
+        assert len(heard) >= 3 and [event["op"] for event in other.read(0)] == ["a"]
+    writer.join()
+
+
+def test_a_full_server_is_waited_for(request: pytest.FixtureRequest) -> None:
+    """One place for all: a worker's log opens when the place is free."""
+    server = request.getfixturevalue("postgres")
+    url = make_url(server.database("crowded"))
+    owner = sa.create_engine(url, isolation_level="AUTOCOMMIT")
+    with owner.connect() as connection:
+        connection.exec_driver_sql("CREATE ROLE single LOGIN CONNECTION LIMIT 1")
+        connection.exec_driver_sql("GRANT ALL ON SCHEMA public TO single")
+    owner.dispose()
+    narrow = url.set(username="single").render_as_string(hide_password=False)
+    holder = sa.create_engine(narrow)
+    first = holder.connect()
+    leaving = threading.Timer(1.0, lambda: (first.close(), holder.dispose()))
+    leaving.start()
+    log = open_log(narrow, Path(), "study")
+    add(log, "a")
+    assert [event["op"] for event in log.read(0)] == ["a"]
+    log.close()
+    leaving.join()

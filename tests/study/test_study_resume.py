@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -12,7 +13,7 @@ import optuna
 import pytest
 
 from lora_lab.errors import CheckpointError, StorageError, SweepFolderError
-from lora_lab.spec import Execution, Outcome, Space, Sweep
+from lora_lab.spec import Execution, Outcome, Space, Sweep, pairs
 from lora_lab.study import Study
 
 
@@ -110,6 +111,23 @@ def test_a_finished_sweep_has_nothing_left(make_sweep, execution, result_of):
         assert study.next_run() is None
         assert study.counts().runs == study.counts().planned_runs == 9
     assert (Path(execution.folder) / "study.journal").read_bytes() == before
+
+
+def test_results_that_are_there_are_left_alone(make_sweep, execution, result_of, caplog):
+    """Whatever they hold: a second start neither writes them again nor says that they were torn."""
+    sweep = make_sweep()
+    with Study.open(sweep, execution) as study:
+        for fields in (
+            {"scores": pairs({"exact_match.sorting": 0.5}), "base_scores": pairs({"exact_match.sorting": 0.0})},
+            {"outcome": Outcome.DIVERGED, "eval_loss": math.nan, "train_loss": math.inf},
+        ):
+            run = study.next_run()
+            study.settle(run, result_of(run, **fields))
+    files = sorted(Path(execution.folder).glob("runs/*/result.json"))
+    before = [path.stat().st_mtime_ns for path in files]
+    Study.open(sweep, execution).close()
+    assert len(files) == 2 and [path.stat().st_mtime_ns for path in files] == before
+    assert "torn" not in caplog.text
 
 
 def test_repeats_and_trials_may_grow(make_sweep, execution, result_of):

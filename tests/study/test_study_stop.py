@@ -48,6 +48,14 @@ class TestStopRules:
             Simulated(study, lanes=1).work()
             assert len(study.results()) == 4 and study.counts().stopped.startswith("no better value in 2 trials")
 
+    def test_improvement_is_counted_in_the_order_of_settling(self, make_sweep, execution, result_of):
+        ranks = {"method.r": {"choices": [64, 2, 4, 8, 16]}}
+        with Study.open(make_sweep(ranks, stop=Stop(no_improvement=2)), execution) as study:
+            best, *others = [study.next_run() for _ in range(3)]
+            for run in (*others, best):
+                study.settle(run, result_of(run))
+            assert study.next_run() is not None, "the best is the last that was settled, though the first asked"
+
     def test_seconds_are_those_in_which_something_trained(self):
         runs = [
             RunResult("a", 0, 0, "k", Outcome.COMPLETED, started=s, ended=e) for s, e in [(0, 10), (5, 12), (50, 60)]

@@ -16,9 +16,9 @@ from processes import until
 
 from lora_lab.spec import Execution, LauncherSpec, Order, Outcome
 from lora_lab.study import Study
+from lora_lab.study.entries import WorkerState
 from lora_lab.study.lease import Watch, this_process
 from lora_lab.study.log import Unreachable
-from lora_lab.study.state import WorkerState
 
 SPACE = {"method.r": {"choices": [2, 4, 8, 16]}}
 
@@ -238,11 +238,11 @@ class TestUncertainWrites:
             run = study.next_run()
             real, calls = study._session.log.exclusive, []
 
-            def breaks():
+            def breaks(meanwhile):
                 calls.append(1)
                 if len(calls) > 1:
-                    return real()
-                return Breaking(real(), durable)
+                    return real(meanwhile)
+                return Breaking(real(meanwhile), durable)
 
             monkeypatch.setattr(study._session.log, "exclusive", breaks)
             assert study.settle(run, result_of(run))

@@ -200,6 +200,18 @@ def test_a_shared_result_is_a_child_too(training, execution, client, experiment)
     assert artifacts(client, run) == ["config.json"]
 
 
+def test_a_run_says_whose_checkpoint_it_began_from(training, execution, client, experiment):
+    (first, second, third, *_) = training.runs()
+    training.settle(*first)
+    training.settle(*second, stage="t0000-s0@2")
+    training.settle(*third, parent="t0000-s0", parent_step=4)
+    send(training, execution, client)
+    tags = [in_mlflow(client, experiment)[1][name].data.tags for name in (first[0], second[0], third[0])]
+    assert not {"stage", "parent"} & set(tags[0])
+    assert tags[1]["stage"] == "t0000-s0@2"
+    assert (tags[2]["parent"], tags[2]["parent_step"]) == ("t0000-s0", "4")
+
+
 def test_a_diverging_loss_is_sent_as_it_is(training, execution, client, experiment):
     name, _, _, spec = next(training.runs())
     training.record(name, spec, last=1)
@@ -471,3 +483,22 @@ def test_a_store_is_made_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(Crash):
         connect(f"sqlite:///{tmp_path}/mlflow.db")
     assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_what_a_killed_process_left_of_a_store_is_removed(tmp_path):
+    import multiprocessing
+    import os
+    import socket
+
+    process = multiprocessing.get_context("forkserver").Process(target=int)
+    process.start()
+    process.join()
+    mine = f".mlflow.db.{socket.gethostname()}."
+    left = [tmp_path / f"{mine}{process.pid}", tmp_path / f"{mine}{process.pid}-journal"]
+    others = [tmp_path / f"{mine}{os.getppid()}", tmp_path / f".mlflow.db.elsewhere.{process.pid}"]
+    for file in (*left, *others):
+        file.write_bytes(b"half")
+    (tmp_path / "mlflow.db").write_bytes(b"whole")
+    connect(f"sqlite:///{tmp_path}/mlflow.db")
+    assert [file.exists() for file in (*left, *others)] == [False, False, True, True]
+    assert (tmp_path / "mlflow.db").read_bytes() == b"whole"

@@ -147,11 +147,15 @@ def paired(a: Side, b: Side, evidence: Evidence, metric: str) -> tuple[list[floa
     Raises:
         SpecError: they share none.
     """
-    left, right = a.values(evidence, metric), b.values(evidence, metric)
-    common = [block for block in left.index if block in right.index]
-    if not common:
+    found = aligned(a.values(evidence, metric), b.values(evidence, metric))
+    if found.empty:
         raise SpecError(f"{a.sweep} and {b.sweep} share no seed and setting to be paired over")
-    return left[common].tolist(), right[common].tolist()
+    return found["a"].tolist(), found["b"].tolist()
+
+
+def aligned(a: pd.Series[float], b: pd.Series[float]) -> pd.DataFrame:
+    """Columns ``a`` and ``b``: two series of values by block, at the blocks that they share."""
+    return pd.DataFrame({"a": a, "b": b}).reindex([block for block in a.index if block in b.index])
 
 
 def higher_is_better(metric: str) -> bool:

@@ -11,8 +11,8 @@ import pandas as pd
 from lora_lab.analysis.claims.evidence import Evidence, higher_is_better
 from lora_lab.analysis.gap import blocked_slope
 from lora_lab.analysis.grouping import check_metric, check_path
-from lora_lab.analysis.intervals import LEVEL, Floats
-from lora_lab.analysis.verdicts import Verdict, better, normal_power, verdict_of
+from lora_lab.analysis.intervals import Floats
+from lora_lab.analysis.verdicts import Verdict, better, verdict_of
 from lora_lab.errors import SpecError
 
 
@@ -71,9 +71,8 @@ class OptimumRises:
         if found is None:
             raise SpecError(f"too few seeds and values of {self.along} to see where the best {self.path} goes")
         slope, low, high, p, df = found
-        power = normal_power(self.smallest, (high - low) / 2, LEVEL)
         said = f"least-squares slope of log2(best {self.path}) on log2({self.along}) within seeds, t test"
-        return verdict_of(claim, said, slope, low, high, p, self.smallest, power, df + len(set(blocks)) + 1)
+        return verdict_of(claim, said, slope, low, high, p, self.smallest, df + len(set(blocks)) + 1)
 
 
 def optima(frame: pd.DataFrame, path: str, metric: str) -> dict[int, float]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
+import pandas as pd
 
-from lora_lab.analysis.claims.evidence import Evidence, Side, higher_is_better, paired
+from lora_lab.analysis.claims.evidence import Evidence, Side, aligned, higher_is_better, paired
 from lora_lab.analysis.verdicts import Verdict, better, not_better, same_within
 from lora_lab.errors import SpecError
 
@@ -73,16 +73,11 @@ class GainsMore:
         """Paired t test of the differences."""
         gain = _gains(self.before, self.after, evidence, self.metric)
         other = _gains(self.other_before, self.other_after, evidence, self.metric)
-        common = [block for block in gain if block in other]
-        if not common:
+        both = aligned(gain, other)
+        if both.empty:
             raise SpecError("the two differences share no seed and setting")
-        found = better(
-            [gain[block] for block in common],
-            [other[block] for block in common],
-            claim,
-            smallest=self.smallest,
-            direction="maximize",
-        )
+        gains = both["a"].tolist(), both["b"].tolist()
+        found = better(*gains, claim, smallest=self.smallest, direction="maximize")
         return replace(found, test=f"{found.test}, of differences (interaction)")
 
 
@@ -97,22 +92,21 @@ class Gains:
     smallest: float = 0.0
 
     def __call__(self, claim: str, evidence: Evidence) -> Verdict:
-        """Paired t test of trained against untrained, a pair a run."""
-        trained, untrained = self.side.values(evidence, self.metric), self.side.values(evidence, self.base)
-        common = [block for block in trained.index if block in untrained.index]
-        good, bad = trained[common].tolist(), untrained[common].tolist()
-        if self.sign < 0:
-            good, bad = bad, good
-        found = better(good, bad, claim, smallest=self.smallest, direction=_direction(self.metric))
+        """Paired t test of trained against untrained, a pair a run. A share that is near zero cannot get worse."""
+        both = aligned(self.side.values(evidence, self.metric), self.side.values(evidence, self.base))
+        before = float(both["b"].mean())
+        if self.sign < 0 and higher_is_better(self.metric) and before <= 2 * self.smallest:
+            raise SpecError(f"{self.base} is {before:.3g}, too little to lose {self.smallest:g} of it")
+        good, bad = ("a", "b") if self.sign > 0 else ("b", "a")
+        found = better(
+            both[good].tolist(), both[bad].tolist(), claim, smallest=self.smallest, direction=_direction(self.metric)
+        )
         return replace(found, test=f"{found.test}, each run against the base model")
 
 
-def _gains(before: Side, after: Side, evidence: Evidence, metric: str) -> dict[str, float]:
-    old, new = before.values(evidence, metric), after.values(evidence, metric)
-    sign = 1.0 if higher_is_better(metric) else -1.0
-    common = [block for block in old.index if block in new.index]
-    change = sign * (np.asarray(new[common], dtype=float) - np.asarray(old[common], dtype=float))
-    return dict(zip(common, change.tolist(), strict=True))
+def _gains(before: Side, after: Side, evidence: Evidence, metric: str) -> pd.Series[float]:
+    both = aligned(before.values(evidence, metric), after.values(evidence, metric))
+    return (1.0 if higher_is_better(metric) else -1.0) * (both["b"] - both["a"])
 
 
 def _direction(metric: str) -> str:

@@ -6,9 +6,8 @@ import math
 from dataclasses import dataclass
 
 from lora_lab.analysis.claims.evidence import Evidence
-from lora_lab.analysis.intervals import LEVEL
 from lora_lab.analysis.masks import mask_effects
-from lora_lab.analysis.verdicts import Verdict, normal_power, verdict_of
+from lora_lab.analysis.verdicts import Verdict, verdict_of
 from lora_lab.errors import SpecError
 
 
@@ -29,8 +28,5 @@ class Pays:
             raise SpecError(f"{self.role} does not vary in the masks of {self.sweep}")
         if math.isnan(effect.low):
             raise SpecError(f"nothing was repeated in {self.sweep}, and no interaction stands for the spread")
-        power = normal_power(self.smallest, (effect.high - effect.low) / 2, LEVEL)
         said = f"Shapley value over {found.masks} masks and {found.blocks} seeds, t test with {found.df} df"
-        return verdict_of(
-            claim, said, effect.value, effect.low, effect.high, effect.p, self.smallest, power, found.masks
-        )
+        return verdict_of(claim, said, effect.value, effect.low, effect.high, effect.p, self.smallest, found.masks)

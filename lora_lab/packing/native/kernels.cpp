@@ -398,3 +398,4 @@ BOTH(bf16, bf16)
 BOTH(float, f32)
 
 #include "lowrank.hpp"
+#include "path_attention.hpp"
