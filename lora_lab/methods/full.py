@@ -70,7 +70,7 @@ class DividedFull(Full):
     def norm(self, gradients: Sequence[Tensor]) -> Tensor:
         """See :class:`Attachment`."""
         assert self.shards is not None
-        square = super().norm(gradients).float().square()
+        square = super().norm(gradients).double().square()  # of bfloat16 gradients, too
         self.shards.add([square])
         return square.sqrt()
 
