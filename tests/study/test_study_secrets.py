@@ -52,7 +52,7 @@ def test_a_password_in_a_file_opens_the_database_for_all_workers(
         run = study.next_run()
         kept = execution_of(tmp_path / "sweep")["storage"]
         assert kept.endswith((f"?passfile={secret}", "%2Fpgpass"))
-        with Study.join(tmp_path / "sweep", kept, None, execution.launcher) as other:
+        with Study.join(tmp_path / "sweep", kept, make_sweep().name, execution.launcher) as other:
             assert other.next_run().id != run.id
         assert study.settle(run, result_of(run))
     files = [file for file in (tmp_path / "sweep").rglob("*") if file.is_file()]
