@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,23 +74,22 @@ def check_free(out: Path) -> None:
         raise SweepFolderError(f"--out {out}: something is there already. Choose another folder, or remove it.")
 
 
-class written:  # noqa: N801 - a context manager
-    """A folder beside ``out`` that takes its place when the block ends well, and is removed when it does not."""
+@contextlib.contextmanager
+def written(out: Path) -> Iterator[Path]:
+    """A folder beside ``out`` that takes its place when the block ends well, and is removed when it does not.
 
-    def __init__(self, out: Path) -> None:
-        self.out = out
-        self.beside = out.with_name(f".{out.name}.partial")
-
-    def __enter__(self) -> Path:
-        with folder_errors(self.out):
-            shutil.rmtree(self.beside, ignore_errors=True)
-            self.beside.mkdir(parents=True)
-        return self.beside
-
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        if kind is not None:
-            shutil.rmtree(self.beside, ignore_errors=True)
-            return
-        if self.out.is_dir():
-            self.out.rmdir()
-        self.beside.replace(self.out)
+    Raises:
+        SweepFolderError: it cannot be made.
+    """
+    beside = out.with_name(f".{out.name}.partial")
+    with folder_errors(out):
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+    try:
+        yield beside
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    if out.is_dir():
+        out.rmdir()
+    beside.replace(out)

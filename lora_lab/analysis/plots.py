@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import pandas as pd
 
@@ -25,7 +25,7 @@ LONGEST_NAME = 36
 """Characters of a configuration's name beside a plot."""
 MOST_FRONT = 1000
 """Configurations behind the Pareto fronts."""
-SYMBOLS = ("circle", "diamond", "square", "x")
+SYMBOLS: Final = ("circle", "diamond", "square", "x")
 
 
 def ablation_figure(table: AblationTable) -> Figure | None:
@@ -49,7 +49,7 @@ def ablation_figure(table: AblationTable) -> Figure | None:
                 tuple(cell.mean for _, cell in shown),
                 kind="line" if numeric else "points",
                 colour=j,
-                symbol=SYMBOLS[j % 4],  # type: ignore[arg-type]
+                symbol=SYMBOLS[j % len(SYMBOLS)],
                 dashed=j >= len(LIGHT),
                 error=tuple((c.mean - h, c.mean + h) for (_, c), h in zip(shown, halves, strict=True)),
             )

@@ -131,7 +131,7 @@ class Pack:
                 lane = Lane(job, self.base)
             except Exception as error:  # whatever it is, it is this lane's own and no other's
                 text = str(error) if isinstance(error, LoraLabError) else traceback.format_exc()
-                outcome = Outcome.OUT_OF_MEMORY if _out_of_memory(error) else Outcome.FAILED
+                outcome = Outcome.OUT_OF_MEMORY if out_of_memory(error) else Outcome.FAILED
                 ended.append(LaneEnd(job, None, outcome, text))
                 continue
             self.mount.mount(lane.attachment)
@@ -192,7 +192,7 @@ class Pack:
                 if curvature.due(lane) and math.isfinite(loss):
                     curvature.estimate(self.base, lane, self.flops)
         except RuntimeError as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             for lane, state in zip(self.lanes, before, strict=True):
                 lane.generator.set_state(state)
@@ -313,7 +313,7 @@ class Pack:
         try:
             found = evaluate(self.mount, candidates)
         except RuntimeError as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             if len(lanes) == 1:
                 raise OutOfMemory(
@@ -340,5 +340,6 @@ class Pack:
             self.recorder.evaluation(lane.run, metrics)
 
 
-def _out_of_memory(error: Exception) -> bool:
+def out_of_memory(error: Exception) -> bool:
+    """Whether ``error`` says that the device, or the machine, has too little memory."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

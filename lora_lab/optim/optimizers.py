@@ -22,6 +22,7 @@ from lora_lab.optim.groups import groups
 from lora_lab.optim.prodigy import Prodigy
 from lora_lab.optim.sophia import Sophia
 from lora_lab.spec import OptimizerSpec
+from lora_lab.spec.optimizer import ELEMENTWISE
 
 Groups = list[dict[str, Any]]
 
@@ -155,9 +156,6 @@ BUILDERS: dict[str, Callable[[OptimizerSpec, Groups], torch.optim.Optimizer]] = 
     "muon": _muon,
     "schedulefree_adamw": _schedulefree_adamw,
 }
-
-ELEMENTWISE = frozenset({"adamw", "sgd", "lion", "schedulefree_adamw"})
-"""Optimizers that give a number the same update wherever it stands (:mod:`~lora_lab.optim.flat`)."""
 
 
 def build(

@@ -29,6 +29,9 @@ OPTIMIZERS: Mapping[str, Mapping[str, Any]] = {
 ADJUSTMENTS = ("original", "match_rms_adamw")
 """How Muon's rate follows a matrix's shape ``(m, n)``: by ``sqrt(max(1, m/n))``, or ``0.2 sqrt(max(m, n))``."""
 
+ELEMENTWISE = ("adamw", "sgd", "lion", "schedulefree_adamw")
+"""Optimizers that give a number the same update wherever it stands, also in a part of a parameter."""
+
 
 @dataclass(frozen=True)
 class OptimizerSpec:

@@ -20,7 +20,7 @@ from lora_lab.spec.checks import positive
 from lora_lab.spec.data import DataSpec
 from lora_lab.spec.method import MethodSpec
 from lora_lab.spec.model import ModelSpec
-from lora_lab.spec.optimizer import OptimizerSpec, ScheduleSpec
+from lora_lab.spec.optimizer import ELEMENTWISE, OptimizerSpec, ScheduleSpec
 from lora_lab.spec.tree import from_tree, to_tree, with_paths
 
 
@@ -124,10 +124,6 @@ class EvaluationSpec:
                 tree.pop(name, None)
 
 
-DIVIDED_OPTIMIZERS = ("adamw", "sgd", "lion", "schedulefree_adamw")
-"""Those that give a number the same update wherever it stands, also in a part of a parameter."""
-
-
 @dataclass(frozen=True)
 class RunSpec:
     """One training of one trial with one seed: everything its result depends on."""
@@ -157,10 +153,10 @@ class RunSpec:
                 f"{shard} and method.init={method.init}, method.dora={str(method.dora).lower()}: these look at whole "
                 "weights, of which a process has a part. Use method.init=default or gaussian and method.dora=false."
             )
-        if method.name == "full" and optimizer not in DIVIDED_OPTIMIZERS:
+        if method.name == "full" and optimizer not in ELEMENTWISE:
             raise SpecError(
                 f"{shard} and optimizer.name={optimizer} with method.name=full: it looks at whole matrices, of which a "
-                f"process has a part. Use one of {', '.join(DIVIDED_OPTIMIZERS)}."
+                f"process has a part. Use one of {', '.join(ELEMENTWISE)}."
             )
         if optimizer.startswith("sophia"):
             raise SpecError(

@@ -12,7 +12,7 @@ from lora_lab.spec import FIRST_BRANCH, thaw
 from lora_lab.study.entries import WorkerState
 from lora_lab.study.lease import is_gone
 from lora_lab.study.log import Unreachable
-from lora_lab.study.state import State
+from lora_lab.study.state import MAPPINGS, State
 
 STORAGE_VARIABLE = "LORA_LAB_STORAGE"
 """The environment variable that gives the storage's URL where it has a password, which no file keeps."""
@@ -35,8 +35,7 @@ def result_trees(state: State) -> list[dict[str, Any]]:
     """The results of the sweep's own runs, by trial and seed, as ``result.json`` has them."""
     results = [result for result in state.results.values() if result.trial < FIRST_BRANCH]
     results.sort(key=lambda result: (result.trial, result.seed))
-    mappings = ("point", "scores", "base_scores")
-    return [vars(result) | {name: thaw(getattr(result, name)) for name in mappings} for result in results]
+    return [vars(result) | {name: thaw(getattr(result, name)) for name in MAPPINGS} for result in results]
 
 
 def living(state: State) -> list[WorkerState]:

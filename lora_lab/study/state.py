@@ -154,12 +154,13 @@ class State(Holding):
         self.failures.clear()
 
 
-_MAPPINGS = tuple(field.name for field in fields(RunResult) if field.type == "Pairs")
+MAPPINGS = tuple(field.name for field in fields(RunResult) if field.type == "Pairs")
+"""Fields of a result that are mappings."""
 
 
 def _result(tree: Mapping[str, Any]) -> RunResult:
     """:meth:`RunResult.from_tree` without its checks, which took most of the time it takes to read a log."""
-    frozen = {name: pairs(tree[name]) for name in _MAPPINGS if name in tree}
+    frozen = {name: pairs(tree[name]) for name in MAPPINGS if name in tree}
     return RunResult(**{**tree, **frozen, "outcome": Outcome(tree["outcome"])})
 
 

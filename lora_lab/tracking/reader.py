@@ -39,7 +39,7 @@ def read_store(sweep: str, uri: str, experiment: str | None = None) -> tuple[dic
         client = connect(uri)
         experiments = {e.name: e.experiment_id for e in client.search_experiments()}
     except Exception as error:  # whatever a store can do
-        cause = redact(str(error)).strip().splitlines()[0]
+        cause = next(iter(redact(str(error)).strip().splitlines()), type(error).__name__)
         raise StorageError(f"{where} cannot be read ({cause}). Is this the URI that the sweep was sent to?") from error
     if experiment is not None and experiment not in experiments:
         raise StorageError(

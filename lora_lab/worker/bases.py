@@ -86,12 +86,9 @@ def _once(folder: Path, about: Mapping[str, Any], compute: Callable[[], Any], sh
     """What ``compute`` gives (a JSON tree), kept in ``folder/base`` under ``about``; all ``shards`` compute or none."""
     name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     path = folder / "base" / f"{name}.json"
-    there = path.exists()
-    if shards is not None and not (there := shards.agree(there)):
-        found = compute()
-        if shards.first:
-            write_json(path, {"of": about, "scores": found})
-        return found
-    if not there:
-        write_json(path, {"of": about, "scores": compute()})
-    return read_json(path)["scores"]
+    if path.exists() if shards is None else shards.agree(path.exists()):
+        return read_json(path)["scores"]
+    found = compute()
+    if shards is None or shards.first:
+        write_json(path, {"of": about, "scores": found})
+    return found

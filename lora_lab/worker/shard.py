@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from lora_lab import models
 from lora_lab.engine.lane import LaneJob
-from lora_lab.engine.pack import Pack
+from lora_lab.engine.pack import Pack, out_of_memory
 from lora_lab.errors import LoraLabError
 from lora_lab.models import BaseModel
 from lora_lab.models.shards import Shards
@@ -89,8 +89,7 @@ def hold(rank: int, asked: Asked, pipe: Connection) -> None:
         ended = _train(rank, asked, pipe)
     except Exception as error:  # whatever it is, the others cannot go on without this process
         text = str(error) if isinstance(error, LoraLabError) else traceback.format_exc()
-        short = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-        pipe.send(Ended(lost=Lost(Outcome.OUT_OF_MEMORY if short else Outcome.FAILED, text)))
+        pipe.send(Ended(lost=Lost(Outcome.OUT_OF_MEMORY if out_of_memory(error) else Outcome.FAILED, text)))
         return
     if rank == 0:
         pipe.send(ended)
