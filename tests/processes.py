@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from command import environment
 from permissions import ordinary
 
 POLL_SECONDS = 0.02
@@ -125,8 +126,9 @@ def start(
     variables: Mapping[str, str] | None = None,
 ) -> Started:
     """Run ``lora-lab`` with ``words`` in ``folder``; ``limit``: no file may grow beyond so many bytes; ``as_user``:
-    permissions count for it, also where it is root's; ``variables`` of its environment, beside the server's."""
+    permissions count for it, also where it is root's; ``variables`` of its environment, beside this process's."""
     output = folder / f"output-{time.monotonic_ns()}.txt"
+    variables = environment(**(variables or {}))
     process = context().Process(target=_run, args=(str(folder), str(output), words, dies, limit, as_user, variables))
     process.start()
     return Started(process, output)
@@ -158,7 +160,7 @@ def _run(
     dies: Death | Sleep | HalfWrite | None,
     limit: int | None,
     as_user: bool,
-    variables: Mapping[str, str] | None,
+    variables: Mapping[str, str],
 ) -> None:
     os.chdir(folder)
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -166,7 +168,8 @@ def _run(
     os.dup2(file, 2)
     sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
-    os.environ |= {"COLUMNS": "120", "OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": ""} | dict(variables or {})
+    os.environ.clear()  # the server's is as old as the first test that forked from it
+    os.environ |= variables
     faulthandler.dump_traceback_later(120, repeat=True)  # where it hangs, if it does
     import torch
 

@@ -59,7 +59,7 @@ class Update:
         A, B = (part.detach().double() for part in factor.product())
         Qa, Ra = torch.linalg.qr(A.T)
         Qb, Rb = torch.linalg.qr(B)
-        U, S, Vh = torch.linalg.svd(factor.scaling * Rb @ Ra.T)
+        U, S, Vh = torch.linalg.svd(factor.scaling * Rb @ Ra.T, full_matrices=False)  # k: the least of in, out and r
         Ua, _, _ = torch.linalg.svd(Ra)
         Ub, _, _ = torch.linalg.svd(Rb)
         return Update(Qb @ U, S, Qa @ Vh.T, Qa @ Ua, Qb @ Ub)
@@ -105,6 +105,16 @@ def phi(one: Tensor, other: Tensor) -> np.ndarray:
     j = torch.arange(1, other.shape[1] + 1).unsqueeze(0)
     found: np.ndarray = (overlaps / torch.minimum(i, j)).numpy()
     return found
+
+
+def apart(one: Update, other: Update) -> dict[str, float]:
+    """The cosine of two updates as vectors, and ``|one - other|_F``."""
+    inner = float(
+        (one.values.unsqueeze(1) * (one.right.T @ other.right) * other.values * (one.left.T @ other.left)).sum()
+    )
+    sizes = one.norm * other.norm
+    squared = one.norm**2 + other.norm**2 - 2 * inner
+    return {"cosine": inner / sizes if sizes else 0.0, "distance": math.sqrt(max(0.0, squared))}
 
 
 def random_phi(d: int, r: int, s: int, seed: int = 0, draws: int = 4) -> np.ndarray:
@@ -268,7 +278,7 @@ def _pairs(
                         "phi_r": float(found[-1, -1]),
                         "random_phi_1": float(chances[key][0, 0]),
                         "random_phi_r": float(chances[key][-1, -1]),
-                        **_apart(one, other),
+                        **apart(one, other),
                     }
                 )
             if tables:
@@ -278,13 +288,3 @@ def _pairs(
                     np.mean([t[:r, :s] for t in randoms], axis=0),
                 )
     return rows, heat
-
-
-def _apart(one: Update, other: Update) -> dict[str, float]:
-    """The cosine of two updates as vectors, and ``|one - other|_F``."""
-    inner = float(
-        (one.values.unsqueeze(1) * (one.right.T @ other.right) * other.values * (one.left.T @ other.left)).sum()
-    )
-    sizes = one.norm * other.norm
-    squared = one.norm**2 + other.norm**2 - 2 * inner
-    return {"cosine": inner / sizes if sizes else 0.0, "distance": math.sqrt(max(0.0, squared))}

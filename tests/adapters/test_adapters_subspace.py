@@ -12,7 +12,7 @@ import yaml
 from adapters.shapes import model_spec
 
 from lora_lab.adapters.ranks import as_yaml, suggest_ranks
-from lora_lab.adapters.subspace import Update, amplification, compare_adapters, phi, random_phi
+from lora_lab.adapters.subspace import Update, amplification, apart, compare_adapters, phi, random_phi
 from lora_lab.methods import LowRank, attach
 from lora_lab.spec import MethodSpec, pairs
 
@@ -64,6 +64,21 @@ def test_rank_spectrum_and_distance_are_those_of_the_product() -> None:
     shares = np.array([v for v in values if v]) / sum(values)
     assert found.effective_rank == pytest.approx(float(np.exp(-(shares * np.log(shares)).sum())), rel=1e-4)
     assert found.stable_rank == pytest.approx(sum(v * v for v in values) / 64, rel=1e-5)
+
+
+def test_ranks_beyond_the_module_are_compared_by_their_product() -> None:
+    generator = torch.Generator().manual_seed(9)
+    shapes = ((16, 4), (16, 40))  # of factors: ranks 4 and 40 of a module with 32 inputs and 16 outputs
+    factors = [
+        LowRank(*(torch.nn.Parameter(torch.randn(*shape, generator=generator)) for shape in ((r, 32), (d, r))), 1.0)
+        for d, r in shapes
+    ]
+    one, other = (Update.of(factor) for factor in factors)
+    products = [(B @ A).detach().double().flatten() for A, B in (factor.product() for factor in factors)]
+    found = apart(one, other)
+    assert found["cosine"] == pytest.approx(float(torch.cosine_similarity(*products, dim=0)), rel=1e-5)
+    assert found["distance"] == pytest.approx(float((products[0] - products[1]).norm()), rel=1e-5)
+    assert len(other.values) == 16
 
 
 def test_amplification_is_that_of_the_papers_table() -> None:
