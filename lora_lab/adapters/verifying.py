@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,11 @@ from lora_lab.models import load as load_base
 from lora_lab.packing.paths import Mount
 from lora_lab.packing.stacks import Share
 
-TOLERANCE = {"float64": 1e-6, "float32": 1e-5, "bfloat16": 3e-2, "float16": 5e-3}
-"""``|merged - unmerged| / |unmerged|`` over all logits (Frobenius norms) that rounding explains, by
-the coarsest dtype that takes part: the base's, the adapter's, or the files'."""
+COMPUTED = {torch.float64: 1e-6, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 5e-3}
+"""``|merged - unmerged| / |unmerged|`` over all logits (Frobenius norms) that computing in a dtype explains."""
+ROUNDINGS = 3.0
+"""How many times what one rounding of the merged weights does to the logits may be seen; two draws of it differ by
+some tens of percent, a wrong merge by the whole update."""
 TEXTS = (
     "The capital of France is",
     "def add(a, b):\n    return",
@@ -60,9 +62,11 @@ def logits(base: BaseModel, attachment: Attachment | None, ids: Tensor) -> Tenso
 
 
 def verify(reference: Reference, merged: Path, dtype: str, *, texts: Sequence[str] = TEXTS) -> Agreement:
-    """Compare the model in ``merged`` with the base and adapter of ``reference``, on ``texts``.
+    """Compare the model in ``merged``, whose files are ``dtype``, with the base and adapter of ``reference``.
 
-    Both are loaded whole, one after another.
+    Both are loaded whole, one after another, and compute ``texts`` in float32 at least, so that what is left is the
+    rounding of merged weights to ``dtype``. How much that explains is measured: the merged weights are moved by as
+    much as rounding moves them, at random, and the logits looked at again. A quantised base computes in its dtype.
     Merged onto the original weights of a quantised base, they differ by what quantisation does, too.
 
     Raises:
@@ -75,23 +79,58 @@ def verify(reference: Reference, merged: Path, dtype: str, *, texts: Sequence[st
     base = load_base(reference.model)
     ids = [torch.tensor([base.tokenizer(text)["input_ids"]]) for text in texts]
     attachment = None if reference.folder is None else load_adapter(reference.folder, base)
-    dtypes = {dtype, reference.model.dtype}
+    modules = () if attachment is None else (attachment.factors | attachment.paths).keys()
+    computed = getattr(torch, reference.model.dtype)
+    if reference.model.quantization == "none" and computed.itemsize < 4:
+        computed = torch.float32
+        base.model.to(computed)
     if attachment is not None:
-        dtypes |= {str(one.dtype).removeprefix("torch.") for one in attachment.parameters().values()}
+        for one in attachment.parameters().values():
+            one.data = one.data.to(computed)
     before = [logits(base, attachment, one).double() for one in ids]
     del base, attachment
+    stored = getattr(torch, dtype)
     with loading(reference.model):
         model: Any = AutoModelForCausalLM.from_pretrained(
             merged,
-            dtype=getattr(torch, dtype),
+            dtype=stored,
             local_files_only=True,
             trust_remote_code=reference.model.trust_remote_code,
             attn_implementation="sdpa" if dtype == "float64" else "eager",  # eager float64 has a NaN in its mask
         ).eval()
-    with torch.no_grad():
-        after = [model(input_ids=one, use_cache=False).logits.double() for one in ids]
-    far = sum(float((a - b).square().sum()) for a, b in zip(after, before, strict=True))
-    size = sum(float(b.square().sum()) for b in before)
-    same = torch.cat([(a.argmax(-1) == b.argmax(-1)).flatten() for a, b in zip(after, before, strict=True)])
-    coarse = max(TOLERANCE[name] for name in dtypes)
-    return Agreement((far / size) ** 0.5 if size else 0.0, float(same.double().mean()), coarse)
+    if stored.itemsize < 4:
+        model.float()
+
+    def after() -> list[Tensor]:
+        with torch.no_grad():
+            return [model(input_ids=one, use_cache=False).logits.double() for one in ids]
+
+    found = after()
+    _round_again(model, modules, stored)
+    return Agreement(
+        _apart(found, before),
+        float(
+            torch.cat([(a.argmax(-1) == b.argmax(-1)).flatten() for a, b in zip(found, before, strict=True)])
+            .double()
+            .mean()
+        ),
+        max(COMPUTED[computed], COMPUTED[next(model.parameters()).dtype]) + ROUNDINGS * _apart(after(), found),
+    )
+
+
+def _apart(some: Sequence[Tensor], others: Sequence[Tensor]) -> float:
+    far = sum(float((a - b).square().sum()) for a, b in zip(some, others, strict=True))
+    size = sum(float(b.square().sum()) for b in others)
+    return (far / size) ** 0.5 if size else 0.0
+
+
+@torch.no_grad()
+def _round_again(model: Any, modules: Collection[str], dtype: torch.dtype, seed: int = 0) -> None:
+    """Move the weights of ``modules`` (none: of all) by a uniform share of the half unit that rounding to ``dtype``
+    leaves open."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, weight in model.named_parameters():
+        if not modules or name.rpartition(".")[0] in modules:
+            _, exponent = torch.frexp(weight.float())
+            unit = torch.ldexp(torch.full_like(weight, torch.finfo(dtype).eps), exponent - 1) * (weight != 0)
+            weight.add_(unit * (torch.rand(weight.shape, generator=generator, dtype=weight.dtype) - 0.5))
