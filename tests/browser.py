@@ -167,6 +167,10 @@ class Page:
         self._ask("Input.dispatchKeyEvent", type="keyDown", **named, **text)
         self._ask("Input.dispatchKeyEvent", type="keyUp", **named)
 
+    def type(self, text: str) -> None:
+        """Type ``text`` where the focus is."""
+        self._ask("Input.insertText", text=text)
+
     def picture(self, name: str, *, whole: bool = False) -> None:
         """Keep what it looks like as ``name`` (PNG) among :data:`PICTURES`; ``whole``: beyond the window, too."""
         PICTURES.mkdir(parents=True, exist_ok=True)

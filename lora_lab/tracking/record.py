@@ -22,9 +22,10 @@ SERIES = ("train_loss", "lr", "grad_norm", "tokens_per_second", "epoch", "eval_l
 AXIS = "axis."
 """Begins the names of searched settings and of objectives a second time, so that they come first.
 
-MLflow's compare page shows the first three parameters, by name, in which runs differ, and the first metric that all
-have. Under their own names these would be what follows from an axis (``method.alpha`` where ``r`` is searched), or the
-first of many metrics.
+MLflow's compare page begins with the first three parameters, by name, in which runs differ. Under their own names
+these would be what follows from an axis (``method.alpha`` where ``r`` is searched). Its metric is the one whose row in
+the store is the oldest, which no name changes; typing ``axis.`` finds the objective there, and all of these as columns
+of the table.
 """
 PREDICTED, MEASURED = "memory.predicted.", "memory.measured."
 """Begin the names of bytes by part: what the planner says of the run alone, and what was found while it trained."""

@@ -144,6 +144,7 @@ def test_links_lead_to_the_runs_of_the_sweep(training, execution, client, monkey
     found = links(training.folder, execution.tracking.uri)
     identifier = client.get_experiment_by_name(execution.tracking.experiment).experiment_id
     assert found.table.startswith(f"/#/experiments/{identifier}/runs?searchFilter=")
+    assert found.table.endswith("&orderByKey=metrics.%60axis.eval_loss%60&orderByAsc=true")
     assert all(run.info.run_id in found.compare for name, run in runs.items() if name != training.sweep.name)
     monkeypatch.setattr("lora_lab.tracking.routes.COMPARED", 4)
     fewer = links(training.folder, execution.tracking.uri).compare
