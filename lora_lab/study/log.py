@@ -53,5 +53,11 @@ class Unreachable(Exception):
     """The log at ``url`` cannot be reached now; what was being appended may be durable or not."""
 
     def __init__(self, url: str, cause: Exception) -> None:
-        super().__init__(url)
+        super().__init__(words_of(cause))  # may be logged: the URL may hold a password
         self.url, self.cause = url, cause
+
+
+def words_of(error: Exception) -> str:
+    """What a database's driver said, in one line, without the statement and its values."""
+    cause = getattr(error, "orig", None) or getattr(error.__cause__, "orig", None) or error
+    return (str(cause).strip() or type(cause).__name__).splitlines()[0]

@@ -133,5 +133,5 @@ class Session:
 def _wait_for_it(error: Unreachable, until: float) -> None:
     if clock() > until:
         raise gone(error.url, error.cause) from error
-    log.info("the study's storage is away, it is tried again: %s", error.cause)
+    log.info("the study's storage is away, it is tried again: %s", error)
     time.sleep(RETRY_SECONDS)

@@ -20,6 +20,7 @@ from sqlalchemy.pool import NullPool
 
 from lora_lab.errors import StorageError
 from lora_lab.study.journal import Journal
+from lora_lab.study.log import words_of
 
 JOURNAL = "study.journal"
 Made = TypeVar("Made")
@@ -138,8 +139,7 @@ def reachable(url: str | None) -> Iterator[None]:
 
 def gone(url: str | None, error: Exception) -> StorageError:
     """The :class:`StorageError` of a database that answers with ``error``, without its password."""
-    cause = getattr(error, "orig", None) or getattr(error.__cause__, "orig", None) or error
-    text = str(cause).strip().splitlines()[0]
+    text = words_of(error)
     if url is not None and (password := make_url(url).password):
         text = text.replace(str(password), "***")
     return StorageError(

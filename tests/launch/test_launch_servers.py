@@ -61,5 +61,5 @@ def test_everything_arrives_though_the_database_is_restarted_and_no_password_is_
         assert [tree[name] for tree in there] == list(here[name]), name
     np.testing.assert_allclose([tree["eval_loss"] for tree in there], here["eval_loss"], rtol=1e-12)
 
-    files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
+    texts = {path: path.read_bytes().splitlines() for path in tmp_path.rglob("*") if path.is_file()}
+    assert [(path, line) for path, lines in texts.items() for line in lines if SECRET.encode() in line] == []

@@ -3,11 +3,13 @@ from dataclasses import replace
 
 import pytest
 from postgres import Postgres, server
+from processes import until
 
 from lora_lab.errors import StorageError
 from lora_lab.spec import Execution, TrackingSpec
 from lora_lab.study import Study
 from lora_lab.study.folder import SweepFolder
+from lora_lab.study.lease import Lease
 from lora_lab.study.look import execution_of
 
 
@@ -31,6 +33,19 @@ def test_no_password_is_written_beside_a_sweep(tmp_path, storage, kept):
     text = (tmp_path / "execution.json").read_text()
     assert "hunter2" not in text
     assert json.loads(text)["storage"] == kept and json.loads(text)["tracking"]["uri"] == "http://host:5000"
+
+
+def test_a_database_that_goes_away_is_logged_without_its_password(own_server: Postgres, make_sweep, tmp_path, caplog):
+    url = own_server.database("study").replace("postgres@", "postgres:hunter2-s3cret@")
+    caplog.set_level("INFO")
+    with Study.open(make_sweep(), Execution(str(tmp_path / "sweep"), storage=url)) as study:
+        lease = Lease(study._session.log, "worker", 0.5)
+        own_server.stop()
+        until(lambda: "cannot renew its lease" in caplog.text, "the loss to be seen")
+        own_server.start()
+        assert study.next_run() is not None
+        lease.end()
+    assert "hunter2" not in caplog.text
 
 
 def test_a_password_in_a_file_opens_the_database_for_all_workers(
