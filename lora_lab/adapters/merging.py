@@ -24,12 +24,13 @@ from lora_lab.adapters.hollow import files_of, hollow
 from lora_lab.adapters.planning import Plan, check_free, plan_of, written
 from lora_lab.adapters.references import Reference
 from lora_lab.adapters.reversal import KEPT, Reversal
-from lora_lab.adapters.weights import SINGLE, Held, Planned, Stored, Weights, write_index, write_shard
+from lora_lab.adapters.weights import SINGLE, Held, Stored, Weights, write_index
 from lora_lab.errors import MethodError, SpecError
 from lora_lab.files import folder_errors
 from lora_lab.methods import load as load_adapter
 from lora_lab.models import BaseModel
 from lora_lab.models import load as load_base
+from lora_lab.models.weight_files import Planned, write_shard
 
 ONTO = ("dequantised", "original")
 

@@ -16,10 +16,11 @@ from lora_lab.adapters.changes import changes, rows_at_once
 from lora_lab.adapters.hollow import hollow
 from lora_lab.adapters.planning import Plan, check_free, plan_of, written
 from lora_lab.adapters.reversal import KEPT, Reverse
-from lora_lab.adapters.weights import INDEX, Planned, Stored, write_index, write_shard
+from lora_lab.adapters.weights import INDEX, Stored, write_index
 from lora_lab.errors import SweepFolderError
 from lora_lab.files import folder_errors, read_json
 from lora_lab.methods import load as load_adapter
+from lora_lab.models.weight_files import Planned, write_shard
 from lora_lab.spec import ModelSpec
 
 

@@ -1,4 +1,4 @@
-"""A base model's weights, read a few rows at a time, and a model's files, written so.
+"""A base model's weights, read a few rows at a time.
 
 Peak memory while they are streamed is a block of rows beside whatever the reader holds: :class:`Stored` maps one shard
 of the base at a time. Rows are those of a tensor as it is
@@ -8,11 +8,9 @@ stored (``Conv1D`` of GPT-2: ``(in, out)``).
 from __future__ import annotations
 
 import json
-import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -28,19 +26,6 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 SHARD_BYTES = 5_000_000_000
 """A model that has no shards of its own is written in ones of this size at most."""
-NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-"""What safetensors calls a dtype."""
 
 
 class Weights(Protocol):
@@ -192,55 +177,6 @@ def _opened(path: Path) -> Any:
         return safe_open(path, "pt")
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a whole safetensors file ({error}). Copy the model again.") from error
-
-
-# -- writing ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A tensor that is going to be written."""
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        count = 1
-        for length in self.shape:
-            count *= length
-        return count * self.dtype.itemsize
-
-
-def write_shard(path: Path, tensors: Sequence[Planned], blocks: Iterator[Tensor]) -> int:
-    """Write a safetensors file of ``tensors``, whose numbers come as ``blocks``, in order; the bytes of it.
-
-    The format needs only the sizes beforehand, so that no two blocks are in memory at once.
-    """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    at = 0
-    for tensor in tensors:
-        header[tensor.name] = {
-            "dtype": NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [at, at + tensor.size],
-        }
-        at += tensor.size
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)))
-        file.write(text)
-        written = sum(_write(file, block) for block in blocks)
-    assert written == at, f"{path}: {written} bytes of {at}"
-    return at
-
-
-def _write(file: BinaryIO, block: Tensor) -> int:
-    data = block.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return file.write(data.tobytes())
 
 
 def write_index(folder: Path, places: Mapping[str, str], total: int) -> None:

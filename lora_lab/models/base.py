@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lora_lab.errors import ModelError
 from lora_lab.models.loading import loading
@@ -14,6 +14,7 @@ from lora_lab.models.prequantised import load_saved
 from lora_lab.models.quantised import original_size, quantise, steady
 from lora_lab.models.roles import Roles, role_modules
 from lora_lab.models.shards import Shards
+from lora_lab.models.shared import load_shared, second_embeddings, shared_file
 from lora_lab.models.sources import config_of
 from lora_lab.models.tokenizer import load_tokenizer
 from lora_lab.spec import ModelSpec
@@ -51,8 +52,9 @@ def load(spec: ModelSpec, device: str = "cpu", shards: Shards | None = None) -> 
     there.
 
     A ``wheel`` model is prepared first. Weights are ``spec.dtype``, those of linear maps quantised as ``spec`` says
-    (:mod:`lora_lab.models.quantised`); buffers (rotary frequencies) keep the float32 they
-    are made in. Attention is the eager one on a CPU, where it is faster at short lengths, and SDPA elsewhere.
+    (:mod:`lora_lab.models.quantised`); buffers (rotary frequencies) keep the float32 they are made in. On a CPU saved
+    weights that are not quantised are in memory once for all processes of the machine (:mod:`lora_lab.models.shared`).
+    Attention is the eager one on a CPU, where it is faster at short lengths, and SDPA elsewhere.
 
     Raises:
         ModelError: anything about the model, tokenizer or roles that cannot be used, or a device that is not there.
@@ -61,10 +63,14 @@ def load(spec: ModelSpec, device: str = "cpu", shards: Shards | None = None) -> 
     where = _device(device)
     tokenizer = load_tokenizer(spec)
     first = torch.device("cpu") if shards is not None else where
-    model = _random(spec, first) if spec.source == "random" else load_saved(spec, first)
+    file = shared_file(spec) if _shareable(spec, where, shards) else None
+    if file is not None:
+        model = load_shared(spec, file)
+    else:
+        model = _random(spec, first) if spec.source == "random" else load_saved(spec, first)
     if spec.quantization != "none":
         steady(model, spec)
-    untie(model)
+    untie(model, None if file is None else second_embeddings(model, file))
     model.requires_grad_(False)
     model.eval()
     _choose_attention(model, where)
@@ -102,17 +108,18 @@ def load_meta(spec: ModelSpec, device: str = "cpu") -> PreTrainedModel:
     return model
 
 
-def untie(model: PreTrainedModel) -> bool:
+def untie(model: PreTrainedModel, copy: Tensor | None = None) -> bool:
     """Give the head a weight of its own, if it shares the input embeddings'. True when it did.
 
     An adapter on a tied head cannot be merged without changing the input embeddings too; a copy keeps the
-    model's function. ``config.tie_word_embeddings`` becomes False either way.
+    model's function. ``copy`` is one that is there already. ``config.tie_word_embeddings`` becomes False either way.
     """
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     tied = head is not None and head.weight is embeddings.weight
     if tied:
         weight = head.weight
-        head.weight = nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad)
+        own = weight.detach().clone() if copy is None else copy
+        head.weight = nn.Parameter(own, requires_grad=weight.requires_grad)
         model._lora_lab_untied = True
     model.config.tie_word_embeddings = False
     model.all_tied_weights_keys = {}
@@ -128,6 +135,10 @@ def total_parameters(model: PreTrainedModel) -> int:
     if getattr(model, "_lora_lab_untied", False):
         count -= model.get_output_embeddings().weight.numel()
     return count
+
+
+def _shareable(spec: ModelSpec, where: torch.device, shards: Shards | None) -> bool:
+    return where.type == "cpu" and shards is None and spec.source != "random" and spec.quantization == "none"
 
 
 def _random(spec: ModelSpec, device: torch.device) -> Any:

@@ -31,19 +31,13 @@ def load_saved(spec: ModelSpec, device: torch.device) -> Any:
     Raises:
         ModelError: it cannot be loaded, or its files are quantised otherwise.
     """
-    from transformers import AutoConfig
-
-    where = str(prepare(spec) or location(spec))
-    options = hub_options(spec, where)
-    with loading(spec):
-        config = AutoConfig.from_pretrained(where, **options)
-    check_quantised(config, spec)
+    where, options, config = opened(spec)
     if spec.quantization == "none":
         return _load(spec, where, options, device)
     if getattr(config, "quantization_config", None) is not None:
         return _load(spec, where, options, device, device_map={"": device})
     if device.type == "cpu" and spec.quantization in FOUR_BIT:
-        folder = cache_folder() / "quantised" / _digest(spec, where, getattr(config, "_commit_hash", None))
+        folder = cache_folder() / "quantised" / digest(_RECIPE, spec, where, getattr(config, "_commit_hash", None))
         need = sum(file.stat().st_size for file in Path(where).glob("*.safetensors"))
         where = str(made_once(folder, partial(_convert, spec, where, options), need, spec.path or spec.name))
         return _load(spec, where, hub_options(spec, where), device, device_map={"": device})
@@ -65,9 +59,25 @@ def _convert(spec: ModelSpec, where: str, options: dict[str, Any], folder: Path)
         model.save_pretrained(folder)
 
 
-def _digest(spec: ModelSpec, where: str, commit: str | None) -> str:
+def opened(spec: ModelSpec) -> tuple[str, dict[str, Any], Any]:
+    """The folder or hub id of a ``wheel`` or ``pretrained`` model, what loaders are told of it, and its config.
+
+    Raises:
+        ModelError: it cannot be read, or its files are quantised otherwise than ``spec`` says.
+    """
+    from transformers import AutoConfig
+
+    where = str(prepare(spec) or location(spec))
+    options = hub_options(spec, where)
+    with loading(spec):
+        config = AutoConfig.from_pretrained(where, **options)
+    check_quantised(config, spec)
+    return where, options, config
+
+
+def digest(recipe: str, spec: ModelSpec, where: str, commit: str | None) -> str:
     """Names a copy by what it is made of: a folder by its files, a hub model by its commit."""
     files = sorted(file for file in Path(where).glob("*") if file.is_file()) if Path(where).is_dir() else []
     made_of = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    text = f"{_RECIPE} {spec.quantization} {spec.double_quant} {spec.dtype} {where} {commit} {made_of}"
+    text = f"{recipe} {spec.quantization} {spec.double_quant} {spec.dtype} {where} {commit} {made_of}"
     return hashlib.sha256(text.encode()).hexdigest()[:24]

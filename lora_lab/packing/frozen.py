@@ -1,8 +1,8 @@
 """The frozen linear modules that read one input, as one product.
 
-``query``, ``key`` and ``value`` read the same rows, and so do a gated MLP's first two: their weights are laid side by
-side in one matrix, of which the modules then hold views, so that nothing is held twice. A quantised weight is
-de-quantised once for all lanes.
+``query``, ``key`` and ``value`` read the same rows, and so do a gated MLP's first two: their weights are one matrix, of
+which the modules hold views, so that nothing is held twice. Those of a shared file lie so already
+(:mod:`lora_lab.models.shared`), others are laid side by side. A quantised weight is de-quantised once for all lanes.
 """
 
 from __future__ import annotations
@@ -26,15 +26,23 @@ class Frozen:
     def __init__(self, names: Sequence[str], modules: Sequence[nn.Module]) -> None:
         self.names, self.modules = tuple(names), tuple(modules)
         self._merged: Tensor | None = None
+        self._moved = False
         bounds = [0, *itertools.accumulate(len(frozen_weight(module)) for module in modules)]
         self.columns: tuple[tuple[int, int], ...] = tuple(itertools.pairwise(bounds))
         self._plain = all(module.weight.is_floating_point() for module in modules)  # type: ignore[operator]
         if len(modules) > 1 and self._plain:
-            with phase("weights"), torch.no_grad():
-                self._merged = torch.cat([frozen_weight(module) for module in modules])
-            for module, (a, b) in zip(modules, self.columns, strict=True):
-                module.weight.data = self._merged[a:b]
+            weights = [frozen_weight(module) for module in modules]
+            self._merged = _side_by_side(weights)
+            if self._merged is None:
+                self._move(weights)
         self.bias = self._merged_bias()
+
+    def _move(self, weights: Sequence[Tensor]) -> None:
+        with phase("weights"), torch.no_grad():
+            self._merged = torch.cat(list(weights))
+        for module, (a, b) in zip(self.modules, self.columns, strict=True):
+            module.weight.data = self._merged[a:b]
+        self._moved = True
 
     def _merged_bias(self) -> Tensor | None:
         biases = [getattr(module, "bias", None) for module in self.modules]
@@ -69,7 +77,20 @@ class Frozen:
 
     def separate(self) -> None:
         """Give each module a weight of its own again."""
-        if self._merged is not None:
+        if self._moved:
             for module in self.modules:
                 module.weight.data = module.weight.data.clone()  # type: ignore[operator]
-            self._merged = None
+            self._moved = False
+        self._merged = None
+
+
+def _side_by_side(weights: Sequence[Tensor]) -> Tensor | None:
+    """The matrix that ``weights (out, in)`` are where they lie: one after another in one storage."""
+    first = weights[0]
+    storage, end = first.untyped_storage()._cdata, first.storage_offset()
+    for weight in weights:
+        there = weight.untyped_storage()._cdata == storage and weight.storage_offset() == end
+        if not there or not weight.is_contiguous() or (weight.dtype, weight.shape[1]) != (first.dtype, first.shape[1]):
+            return None
+        end += weight.numel()
+    return first.as_strided((sum(map(len, weights)), first.shape[1]), (first.shape[1], 1))

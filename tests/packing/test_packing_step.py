@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lora_lab.methods import Attachment, LowRank
 from lora_lab.models import load, load_meta
-from lora_lab.packing.forward import Part, losses_of, token_losses
+from lora_lab.packing.forward import Part, _Exchange, losses_of, token_losses
 from lora_lab.packing.inputs import Inputs, count_targets
 from lora_lab.packing.paths import Mount, Paths
 from lora_lab.packing.phases import heard_by, phase
@@ -112,3 +112,17 @@ def test_inputs_say_which_row_predicts_which_label():
     assert inputs.targets == [(0, 2 + 6 + 2), (10, 10 + 3)]
     assert torch.equal(inputs.ids[inputs.predicting + 1], inputs.labels)
     assert not set(inputs.predicting.tolist()) & {2, 11, 15, 20}  # the last of a sequence predicts nothing
+
+
+def test_each_process_gets_the_gradients_of_its_own_losses():
+    others = torch.tensor([5.0, 0.0, 7.0, 0.0])
+
+    class Two:
+        def add(self, tensors):
+            tensors[0].add_(others)
+
+    own = torch.tensor([1.0, 2.0, 9.0], requires_grad=True)  # the last one stands for none
+    losses = _Exchange.apply(own, torch.tensor([1, 3]), 4, Two())
+    assert losses.tolist() == [5.0, 1.0, 7.0, 2.0]
+    (losses * torch.tensor([10.0, 20.0, 30.0, 40.0])).sum().backward()
+    assert own.grad.tolist() == [20.0, 40.0, 0.0]
