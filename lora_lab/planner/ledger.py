@@ -101,6 +101,10 @@ class Ledger(TorchDispatchMode):
         """Forget the moments, marks and FLOPs so far: what counts begins with what is alive now."""
         self.moments, self.marks, self.flops = [("begin", tuple(self._live))], [(("begin", 0), 0)], 0
 
+    def count(self, flops: int) -> None:
+        """Add operations that no operator call shows: those inside a kernel that is not run."""
+        self.flops += flops
+
     def mark(self, label: Any) -> None:
         """Note that from here on the moments belong to ``label``."""
         self.marks.append((label, len(self.moments)))
