@@ -51,13 +51,21 @@ def computed(flops: Callable[[], int]) -> None:
 
 
 @contextlib.contextmanager
-def heard_by(listener: Listener, boundary: Boundary | None = None, counter: Counter | None = None) -> Iterator[None]:
-    """Within, on this thread, ``listener`` is asked for each phase's context, ``boundary`` told of each layer and
-    ``counter`` of what kernels compute."""
-    tokens = _listener.set(listener), _boundary.set(boundary), _counter.set(counter)
+def heard_by(listener: Listener, boundary: Boundary | None = None) -> Iterator[None]:
+    """Within, on this thread, ``listener`` is asked for each phase's context and ``boundary`` told of each layer."""
+    tokens = _listener.set(listener), _boundary.set(boundary)
     try:
         yield
     finally:
         _listener.reset(tokens[0])
         _boundary.reset(tokens[1])
-        _counter.reset(tokens[2])
+
+
+@contextlib.contextmanager
+def counted_by(counter: Counter) -> Iterator[None]:
+    """Within, on this thread, ``counter`` is told what kernels compute."""
+    token = _counter.set(counter)
+    try:
+        yield
+    finally:
+        _counter.reset(token)

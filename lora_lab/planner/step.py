@@ -78,7 +78,7 @@ def step_of(shape: Shape, layers: int | None = None) -> Step:
             steady(model, shape.model)
         _book_weights(model, ledger)
         base = BaseModel(model, None, shape.model, role_modules(model, shape.model), torch.device("cpu"))
-        with ledger, heard_by(ledger.phase, None if marks is None else marks.begins, ledger.count):
+        with ledger, heard_by(ledger.phase, None if marks is None else marks.begins):
             with ledger.phase("adapters"):
                 found = attachment(base, shape.method)
             paths = _train(base, shape, ledger, found)
