@@ -15,11 +15,14 @@ from lora_lab.packing.inputs import Sequences, count_targets
 class Flops:
     """Floating-point operations of matrix products (a multiply-add is two), of a base model and of one lane on it.
 
-    Counted from shapes: every linear module once a token, the head once a supervised token, attention's two products
-    at the length they are computed (the full square), and a method's own products (:mod:`lora_lab.methods.work`). The
-    backward goes down to the lowest layer that trains. Norms, activations, the optimizer and what checkpointing
-    computes again are left out, as is usual for model FLOPs; so are DoRA's norms (once a forward) and the second query
-    and output that a LLaMA-Adapter computes.
+    Counted from shapes: every linear module once a token, the head once a supervised token (a solo lane's: once a
+    token), attention's two products at the length they are computed (the full square), and a method's own products
+    (:mod:`lora_lab.methods.work`). The backward goes down to the input of the lowest layer that trains, of which a
+    little less is computed. Norms, activations, the optimizer and padding are left out; so are DoRA's norms (once a
+    forward) and the second query and output that a LLaMA-Adapter computes.
+
+    What checkpointing computes again is left out, too: it is no part of a run's key, and two runs of one key have one
+    cost. A plan, which says what a step takes here, has it.
     """
 
     def __init__(self, base: BaseModel) -> None:
@@ -40,19 +43,27 @@ class Flops:
         """One forward of ``sequences`` through the base and one lane's own products."""
         work = Work() if attachment is None else work_of(attachment, self.layers)
         tokens, pairs = _sizes(sequences, work)
-        own = 2 * (tokens * work.token + work.forward)
+        targets = _targets(sequences, work)
+        own = 2 * (tokens * work.token + targets * work.target + work.forward)
         attention = self._pair * (self.layers * pairs + _real(sequences) * work.keys)
-        return float(tokens * sum(self._body) + own + count_targets(sequences) * self.head + attention)
+        return float(tokens * sum(self._body) + own + targets * self.head + attention)
 
     def training(self, sequences: Sequences, attachment: Attachment) -> float:
         """A forward, the backward to the inputs, and that to what trains."""
         work = work_of(attachment, self.layers)
         tokens, pairs = _sizes(sequences, work)
-        body, head = tokens * sum(self._body[work.lowest :]), count_targets(sequences) * self.head
+        targets = _targets(sequences, work)
+        reached = work.lowest < self.layers  # the head's input needs a gradient for what lies below it
+        body, head = tokens * sum(self._body[work.lowest :]), targets * self.head if reached else 0
         attention = self._pair * ((self.layers - work.lowest) * pairs + _real(sequences) * work.keys)
-        own = 2 * (tokens * (work.token + work.trained) + 2 * work.forward)
-        inputs = body + head + 2 * attention + own
-        return float(self.forward(sequences, attachment) + inputs + (body + head if work.whole else 0))
+        own = tokens * (work.token + work.trained) + targets * (work.target + work.target_trained) + 2 * work.forward
+        weights = body + head if work.whole else 0
+        return float(self.forward(sequences, attachment) + body + head + 2 * attention + 2 * own + weights)
+
+
+def _targets(sequences: Sequences, work: Work) -> int:
+    """Tokens that the head is computed for."""
+    return _real(sequences) if work.solo else count_targets(sequences)
 
 
 def _real(sequences: Sequences) -> int:

@@ -66,8 +66,8 @@ class Ledger(TorchDispatchMode):
 
     Use :meth:`phase` to say to which part new storages belong, :meth:`book` to say it of a tensor that is
     already there, :meth:`mark` to name a stretch of moments. ``flops`` counts the floating-point operations of the
-    matrix products, those of this project's own kernels among them. ``moments`` has one entry for each time that something was booked: the operator's name, and the
-    live bytes of every part, in the order of ``parts``.
+    matrix products, those inside this project's own kernels among them. ``moments`` has one entry for each time that
+    something was booked: the operator's name, and the live bytes of every part, in the order of ``parts``.
 
     Args:
         parts: names of the parts; a phase of another name is booked under the last of them.
