@@ -1,8 +1,9 @@
 """Steps that differ in LoRA's rank alone: two or three traced ones tell those of all other ranks, to the byte.
 
-A tensor of such a step has among its dimensions the rank once, or the width that :mod:`lora_lab.packing.stacks` pads it
-to, or neither. So each moment holds ``a + b rank + c width`` bytes, and where ``(1, rank, width)`` is a combination of
-those of traced ranks, the moment's bytes are the same combination of theirs.
+A tensor of such a step has among its dimensions the rank once, or the width that :mod:`lora_lab.packing.stacks` pads
+products to (their inner size is the rank, or twice it where a module has two of them), or neither. So each moment holds
+``a + b rank + c width`` bytes, and where ``(1, rank, width)`` is a combination of those of traced ranks, the moment's
+bytes are the same combination of theirs.
 """
 
 from __future__ import annotations
@@ -14,9 +15,13 @@ from fractions import Fraction
 
 import numpy as np
 
+from lora_lab.methods.inits import MUTATING
 from lora_lab.packing.stacks import padded
 from lora_lab.planner.shape import Shape
 from lora_lab.planner.step import Step
+
+_Place = tuple[int, int, int]
+"""1, a rank, and the width that its products are padded to."""
 
 LARGEST = 10**6
 """Denominator of a share: a product of two ranks at most."""
@@ -32,12 +37,13 @@ def tells_ranks(shape: Shape) -> bool:
     return alike and not method.dora and shape.optimizer.name != "muon"
 
 
-def step_at(rank: int, known: Mapping[int, Step]) -> Step | None:
-    """The step at ``rank`` as the ``known`` ones, by their ranks, tell it; ``None`` where they do not."""
+def step_at(shape: Shape, known: Mapping[int, Step]) -> Step | None:
+    """``shape``'s step as the ``known`` ones, by their ranks, tell it; ``None`` where they do not."""
     steps = list(known.values())
     if not steps or any(_operations(step) != _operations(steps[0]) for step in steps):
         return None
-    shares = _shares(rank, list(known))
+    products = 2 if shape.method.init.startswith(MUTATING) else 1
+    shares = _shares(_place(shape.method.r, products), [_place(rank, products) for rank in known])
     if shares is None:
         return None
     first = steps[0].timeline
@@ -56,17 +62,17 @@ def step_at(rank: int, known: Mapping[int, Step]) -> Step | None:
     )
 
 
-def _shares(rank: int, known: Sequence[int]) -> list[Fraction] | None:
-    """How much of each ``known`` rank makes ``rank``; ``None`` where they do not. Of independent ones at most three."""
-    places = np.array([_place(one) for one in known], dtype=np.float64).T
-    near = np.linalg.lstsq(places, np.array(_place(rank), dtype=np.float64), rcond=None)[0]
+def _shares(wanted: _Place, known: Sequence[_Place]) -> list[Fraction] | None:
+    """How much of each ``known`` place makes ``wanted``; ``None`` where they do not."""
+    places = np.array(known, dtype=np.float64).T
+    near = np.linalg.lstsq(places, np.array(wanted, dtype=np.float64), rcond=None)[0]
     shares = [Fraction(share).limit_denominator(LARGEST) for share in near.tolist()]
-    made = [sum(share * _place(one)[i] for share, one in zip(shares, known, strict=True)) for i in range(3)]
-    return shares if made == list(_place(rank)) else None
+    made = tuple(sum(share * place[i] for share, place in zip(shares, known, strict=True)) for i in range(3))
+    return shares if made == wanted else None
 
 
-def _place(rank: int) -> tuple[int, int, int]:
-    return 1, rank, padded(rank)
+def _place(rank: int, products: int) -> _Place:
+    return 1, rank, padded(products * rank)
 
 
 def _operations(step: Step) -> list[str]:

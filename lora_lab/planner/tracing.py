@@ -45,7 +45,7 @@ def _step(shape: Shape) -> Step:
     if not tells_ranks(shape):
         return step_of_short(shape) or step_of(shape)
     rank, known = shape.method.r, traced_ranks(shape.at_rank(1))
-    step = step_at(rank, known)
+    step = step_at(shape, known)
     if step is None:
         step = known[rank] = step_of_short(shape) or step_of(shape)
     return step

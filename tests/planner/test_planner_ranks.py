@@ -54,7 +54,7 @@ CASES = {
     "16-bit factors with dropout": {"device": "cpu", "dtype": "bfloat16", "dropout": 0.1, "roles": ROLES},
     "PiSSA's two products on a quantised base": {"device": "cuda", "init": "pissa", "quantization": "nf4"},
     "Adafactor's rows and columns": {"device": "cpu", "optimizer": "adafactor", "roles": ("query", "mlp")},
-    "Sophia's second pass": {"device": "cpu", "optimizer": "sophia_h", "rows": 4},
+    "Sophia's second pass": {"device": "cpu", "optimizer": "sophiah", "rows": 4},
     "momentum, layers computed twice": {"device": "cuda", "optimizer": "sgd", "checkpointing": True, "roles": ROLES},
 }
 
@@ -67,7 +67,7 @@ def test_what_traced_ranks_tell_is_what_a_trace_gives(case):
     for rank in ranks:
         shape = Shape.of(spec(r=rank, **fields), device)
         assert tells_ranks(shape)
-        direct, told = step_of(shape), step_at(rank, known)
+        direct, told = step_of(shape), step_at(shape, known)
         if told is None:
             known[rank] = direct
             continue
