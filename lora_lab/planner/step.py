@@ -131,7 +131,8 @@ def _train(base: BaseModel, shape: Shape, ledger: Ledger, found: Attachment) -> 
     with ledger.phase("optimizer"):
         optimizer.step()
     if not shape.accumulates:
-        optimizer.zero_grad(set_to_none=True)
+        for parameter in parameters:  # as a lane does: an optimizer of flattened parameters would not
+            parameter.grad = None
     ledger.begin()
     with ledger.phase("activations"), _kernels(shape, found, ledger):
         (result,) = losses_of(paths, [part], inputs)
