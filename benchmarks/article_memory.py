@@ -3,7 +3,8 @@
 Nothing is fitted. Llama-2-7B, bf16 throughout (adapters and optimizer states too, as Lit-GPT's ``bf16-true`` has them),
 micro-batches of one sequence, the longest of Alpaca (1,304 tokens) or of LIMA (2,048). The article's figures are
 ``torch.cuda.max_memory_allocated`` of another program; what that program holds and this one does not is named beside
-the residual, with its size where it can be computed.
+the residual, with its size where it can be computed. Where ``article_litgpt.py`` has traced that program, its peak is a
+column of its own, and the residual is in two: what the programs differ in, and what neither explains.
 
     python benchmarks/article_memory.py [--article ../shared/reference/article.json] [--markdown]
 
@@ -25,6 +26,7 @@ from lora_lab.planner import Plan, plan
 from lora_lab.spec import RunSpec
 
 RESULTS = Path(__file__).parent / "results" / "article_memory.json"
+TRACED = Path(__file__).parent / "results" / "article_litgpt.json"
 ARTICLE = Path(__file__).parents[2] / "shared" / "reference" / "article.json"
 MEMORY = 80 * 10**9
 TOTAL = 6_738_415_616
@@ -82,6 +84,8 @@ class Row:
     planned: Plan
     article: float
     gpus: int = 1
+    traced: int | None = None
+    """Bytes of the article's own program, by its trace."""
 
     @property
     def parts(self) -> dict[str, float]:
@@ -124,25 +128,32 @@ def dropped_inputs(spec: RunSpec) -> float:
     return 32 * spec.data.max_length * width * (2 + 1)
 
 
-def causes(name: str, spec: RunSpec) -> dict[str, float | None]:
-    """What the article's program holds and this one does not: bytes where they can be computed, else ``None``."""
+def kept_inputs(spec: RunSpec) -> float:
+    """Bytes of the inputs that bitsandbytes 0.41 keeps of every 4-bit product, whose backward does not read them."""
+    return 2.0 * 32 * spec.data.max_length * (3 * 4096 + 11008)
+
+
+def causes(name: str, spec: RunSpec, planned: Plan) -> dict[str, float]:
+    """What the article's program holds at its peak and this one does not, or the other way round (below 0), in bytes.
+
+    Lit-GPT trains on the longest sequence first, so that its peak comes before gradients and states are there.
+    """
+    logits = logits_of_lit_gpt(spec)
     if "full" in name:
         gathered = 2 * 2 * (4 * 4096**2 + 3 * 4096 * 11008)
-        return {"layers that FSDP gathers and prefetches": float(gathered), "all logits": logits_of_lit_gpt(spec)}
-    found: dict[str, float | None] = {"all logits": logits_of_lit_gpt(spec), "dropout": dropped_inputs(spec)}
+        return {"layers that FSDP gathers and prefetches": float(gathered), "all logits": logits}
+    found = {"all logits": logits, "dropout": dropped_inputs(spec)}
     if spec.model.quantization != "none":
-        found["how it quantises while it loads"] = None
-    if spec.optimizer.name == "adamw":
-        found["foreach temporaries of AdamW"] = temporaries(spec)
-    else:
-        found["SGD without the momentum that is planned"] = -temporaries(spec)
+        found["inputs of 4-bit products"] = kept_inputs(spec)
+    found["no gradients and states yet"] = -float(planned.parts["gradients"] + planned.parts["optimizer"])
     return found
 
 
-def temporaries(spec: RunSpec) -> float:
-    """Bytes of one more tensor for each trained number: the square roots of a multi-tensor AdamW, SGD's momentum."""
-    planned = plan(spec, memory=MEMORY, device="cuda", remedies=False)
-    return 2.0 * planned.trainable_parameters
+def traced_peaks(results: Path) -> dict[str, int]:
+    """Bytes of Lit-GPT's first micro-batch by configuration, as ``article_litgpt.py`` last traced them."""
+    if not results.exists():
+        return {}
+    return {row["configuration"]: sum(row["first"].values()) for row in json.loads(results.read_text())[-1]["rows"]}
 
 
 def text_of(size: float) -> str:
@@ -154,6 +165,7 @@ def main() -> None:
     """Predict, print, check what must hold, keep."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--article", type=Path, default=ARTICLE, help="the article's numbers as JSON")
+    parser.add_argument("--traced", type=Path, default=TRACED, help="what article_litgpt.py has kept")
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     article = json.loads(args.article.read_text())
@@ -170,35 +182,40 @@ def main() -> None:
             failures.append(f"{name}: {planned.trainable_parameters:,} of {planned.total_parameters:,} parameters")
 
     rows: dict[str, Row] = {}
-    print(
-        "\n| configuration | article, GB | predicted, GB | article less predicted | made of (GB) | likely causes (GB) |"
-    )
-    print("|---|---:|---:|---:|---|---|")
+    traced = traced_peaks(args.traced)
+    head = ("configuration", "article, GB", "predicted, GB", "residual", "Lit-GPT traced, GB", "unexplained")
+    print(f"\n| {' | '.join(head)} | made of (GB) | likely causes (GB) |")
+    print("|---|---:|---:|---:|---:|---:|---|---|")
     for name, overrides in ROWS.items():
         spec = composed(*overrides)
         planned = plan(spec, memory=MEMORY, device="cuda", remedies=False)
-        row = rows[name] = Row(name, planned, article["memory_gb"][name], 2 if "two GPUs" in name else 1)
-        parts = ", ".join(f"{part.replace('_', ' ')} {text_of(size)}" for part, size in row.parts.items() if size > 5e6)
-        known = ", ".join(f"{why} {text_of(size)}" if size else why for why, size in causes(name, spec).items())
-        print(
-            f"| {name} | {row.article:.2f} | {text_of(row.predicted)} | {text_of(row.residual)} | {parts} | {known} |"
+        row = rows[name] = Row(
+            name, planned, article["memory_gb"][name], 2 if "two GPUs" in name else 1, traced.get(name)
         )
+        parts = ", ".join(f"{part.replace('_', ' ')} {text_of(size)}" for part, size in row.parts.items() if size > 5e6)
+        known = ", ".join(f"{why} {text_of(size)}" for why, size in causes(name, spec, planned).items())
+        beside = ("", "") if row.traced is None else (text_of(row.traced), text_of(row.article * 1e9 - row.traced))
+        sizes = (f"{row.article:.2f}", text_of(row.predicted), text_of(row.residual), *beside)
+        print(f"| {name} | {' | '.join(sizes)} | {parts} | {known} |")
     first = rows["lora bf16, q+v r=8, AdamW"]
     if abs(first.predicted / (first.article * 1e9) - 1) > 0.10:
         failures.append(f"{first.name}: {text_of(first.predicted)} GB, the article has {first.article}")
 
     differences = []
-    print("\n| difference | article, GB | predicted, GB |\n|---|---:|---:|")
+    print("\n| difference | article, GB | predicted, GB | Lit-GPT traced, GB |\n|---|---:|---:|---:|")
     for name, (more, less) in DIFFERENCES.items():
         there = rows[more].article - rows[less].article
         here = (rows[more].predicted - rows[less].predicted) / 1e9
         differences.append({"difference": name, "article_gb": round(there, 3), "predicted_gb": round(here, 3)})
-        print(f"| {name} | {there:+.2f} | {here:+.2f} |")
+        first, second = rows[more].traced, rows[less].traced
+        by_trace = "" if first is None or second is None else f"{(first - second) / 1e9:+.2f}"
+        print(f"| {name} | {there:+.2f} | {here:+.2f} | {by_trace} |")
         if there * here <= 0:
             failures.append(f"{name}: {here:+.2f} GB, the article has {there:+.2f}")
 
     kept = [
         {"configuration": row.name, "article_gb": row.article, "predicted_bytes": row.predicted, "parts": row.parts}
+        | {"traced_bytes": row.traced}
         for row in rows.values()
     ]
     about = {"machine": machine.facts("cpu"), "parameters": counts, "rows": kept, "differences": differences}

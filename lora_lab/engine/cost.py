@@ -6,16 +6,23 @@ import psutil
 import torch
 
 from lora_lab.methods import Attachment
+from lora_lab.methods.targets import layer_of
+from lora_lab.methods.work import Work, work_of
 from lora_lab.models import BaseModel, original_size
 from lora_lab.packing.inputs import Sequences, count_targets
 
 
 class Flops:
-    """Floating-point operations of a base model's matrix products (a multiply-add is two).
+    """Floating-point operations of matrix products (a multiply-add is two), of a base model and of one lane on it.
 
-    Counted from module shapes: every linear module once a token, the head once a supervised token, and
-    attention's two products at the length they are computed (the full square). Norms, activations and the
-    optimizer are left out, as is usual for model FLOPs.
+    Counted from shapes: every linear module once a token, the head once a supervised token (a solo lane's: once a
+    token), attention's two products at the length they are computed (the full square), and a method's own products
+    (:mod:`lora_lab.methods.work`). The backward goes down to the input of the lowest layer that trains, of which a
+    little less is computed. Norms, activations, the optimizer and padding are left out; so are DoRA's norms (once a
+    forward) and the second query and output that a LLaMA-Adapter computes.
+
+    What checkpointing computes again is left out, too: it is no part of a run's key, and two runs of one key have one
+    cost. A plan, which says what a step takes here, has it.
     """
 
     def __init__(self, base: BaseModel) -> None:
@@ -23,25 +30,50 @@ class Flops:
         head = model.get_output_embeddings().weight
         self.head = 2 * original_size(head)
         embedding = model.get_input_embeddings().weight
-        self.body = 2 * sum(
-            original_size(p) for p in model.parameters() if p.dim() == 2 and p is not head and p is not embedding
-        )
+        self.layers = int(config.num_hidden_layers)
+        self._body = [0] * self.layers
+        for name, p in model.named_parameters():
+            if p.dim() == 2 and p is not head and p is not embedding:
+                self._body[layer_of(name) or 0] += 2 * original_size(p)
         heads = config.num_attention_heads
         dimension = getattr(config, "head_dim", None) or config.hidden_size // heads
-        self.attention = 4 * heads * dimension * config.num_hidden_layers
+        self._pair = 4 * heads * dimension
 
     def forward(self, sequences: Sequences, attachment: Attachment | None) -> float:
-        """One forward of ``sequences`` through the base and one lane's low-rank paths."""
-        tokens = sum(len(ids) for ids, _ in sequences)
-        targets = count_targets(sequences)
-        squares = sum(len(ids) ** 2 for ids, _ in sequences)
-        adapter = 2 * attachment.count if attachment is not None else 0
-        return float(tokens * (self.body + adapter) + targets * self.head + squares * self.attention)
+        """One forward of ``sequences`` through the base and one lane's own products."""
+        work = Work() if attachment is None else work_of(attachment, self.layers)
+        tokens, pairs = _sizes(sequences, work)
+        targets = _targets(sequences, work)
+        own = 2 * (tokens * work.token + targets * work.target + work.forward)
+        attention = self._pair * (self.layers * pairs + _real(sequences) * work.keys)
+        return float(tokens * sum(self._body) + own + targets * self.head + attention)
 
     def training(self, sequences: Sequences, attachment: Attachment) -> float:
-        """A forward and the backward to the inputs; twice that backward for what trains."""
-        tokens = sum(len(ids) for ids, _ in sequences)
-        return 2 * self.forward(sequences, attachment) + 2.0 * attachment.count * tokens
+        """A forward, the backward to the inputs, and that to what trains."""
+        work = work_of(attachment, self.layers)
+        tokens, pairs = _sizes(sequences, work)
+        targets = _targets(sequences, work)
+        reached = work.lowest < self.layers  # the head's input needs a gradient for what lies below it
+        body, head = tokens * sum(self._body[work.lowest :]), targets * self.head if reached else 0
+        attention = self._pair * ((self.layers - work.lowest) * pairs + _real(sequences) * work.keys)
+        own = tokens * (work.token + work.trained) + targets * (work.target + work.target_trained) + 2 * work.forward
+        weights = body + head if work.whole else 0
+        return float(self.forward(sequences, attachment) + body + head + 2 * attention + 2 * own + weights)
+
+
+def _targets(sequences: Sequences, work: Work) -> int:
+    """Tokens that the head is computed for."""
+    return _real(sequences) if work.solo else count_targets(sequences)
+
+
+def _real(sequences: Sequences) -> int:
+    return sum(len(ids) for ids, _ in sequences)
+
+
+def _sizes(sequences: Sequences, work: Work) -> tuple[int, int]:
+    """Tokens that go through the base, and pairs of them within a sequence."""
+    lengths = [len(ids) + work.virtual_tokens for ids, _ in sequences]
+    return sum(lengths), sum(length**2 for length in lengths)
 
 
 def resident_bytes(device: torch.device) -> int:

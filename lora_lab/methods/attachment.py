@@ -77,7 +77,10 @@ class RowPath:
 
     Plain differentiable torch. ``x`` is ``(rows, in)``, ``y`` is ``(rows, out)``, both in the base's dtype, which what
     is returned has, too. ``seed`` decides what dropout drops; ``None`` (evaluation) means that nothing is dropped.
+    ``multiplies_trained`` says whether the weights that :meth:`multiplied` counts train.
     """
+
+    multiplies_trained: ClassVar[bool] = True
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The trainable parameters by local name."""
@@ -90,6 +93,10 @@ class RowPath:
     def after(self, x: Tensor, y: Tensor, seed: int | None = None) -> Tensor:
         """What takes the place of the output ``y`` (a low-rank update of the module included); ``x`` as it came."""
         return y
+
+    def multiplied(self) -> int:
+        """Multiply-adds of the matrix products that this adds to each token's forward."""
+        return 0
 
 
 def dropped(x: Tensor, p: float, seed: int | None) -> Tensor:

@@ -60,6 +60,10 @@ class Bottleneck(RowPath):
         inner = _ACTIVATIONS[self.spec.activation](F.linear(rows, self.down, self.down_bias))
         return (y + self.scale * F.linear(inner, self.up, self.up_bias)).to(y.dtype)
 
+    def multiplied(self) -> int:
+        """See :class:`RowPath`."""
+        return self.down.numel() + self.up.numel()
+
 
 def attach_bottleneck(
     base: BaseModel, spec: MethodSpec, seed: int, calibration: Calibration | None = None

@@ -36,6 +36,10 @@ class Delta(RowPath):
         """See :class:`RowPath`."""
         return (y + linear(x.to(self.weight.dtype), self.weight, self.bias)).to(y.dtype)
 
+    def multiplied(self) -> int:
+        """See :class:`RowPath`."""
+        return self.weight.numel()
+
 
 def attach_last_layers(
     base: BaseModel, spec: MethodSpec, seed: int, calibration: Calibration | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.nn.functional import linear
@@ -24,6 +24,8 @@ from lora_lab.spec import MethodSpec
 class SharedLowRank(RowPath):
     """``d (r,)`` and ``b (out,)`` train; ``A (r, in)`` and ``B (out, r)`` are views of the shared pair."""
 
+    multiplies_trained: ClassVar[bool] = False
+
     def __init__(self, b: nn.Parameter, d: nn.Parameter, A: Tensor, B: Tensor, dropout: float) -> None:
         self.b, self.d, self.A, self.B, self.dropout = b, d, A, B, dropout
 
@@ -35,6 +37,10 @@ class SharedLowRank(RowPath):
         """See :class:`RowPath`."""
         rows = dropped(x.to(self.d.dtype), self.dropout, seed)
         return (y + self.b * linear(self.d * linear(rows, self.A), self.B)).to(y.dtype)
+
+    def multiplied(self) -> int:
+        """See :class:`RowPath`."""
+        return self.A.numel() + self.B.numel()
 
 
 @dataclass(eq=False)

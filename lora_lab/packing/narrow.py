@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lora_lab.packing import native
 from lora_lab.packing.dropout import limit_of
-from lora_lab.packing.phases import phase
+from lora_lab.packing.phases import computed, phase
 
 _SHAPE = ("start", "rows", "r", "column", "out")
 _NOISE = ("seed", "limit", "keep", "scaling")
@@ -64,6 +64,7 @@ class Narrow:
 
         That is the products with ``A``, and a bit for each element that dropout looked at: whether it was kept.
         """
+        computed(lambda: self._flops(x))
         inner = x.new_empty(int(self._products.sum()), dtype=torch.float32)
         kept = x.new_empty(int(self._words(x).sum()), dtype=torch.int16)
         transposed = x.new_empty(int(self._outputs.sum()), dtype=torch.float32)
@@ -74,6 +75,7 @@ class Narrow:
 
     def back(self, x: Tensor, dy: Tensor, dx: Tensor | None, inner: Tensor, kept: Tensor) -> list[Tensor]:
         """Add to ``dx`` the lanes' gradient of ``x``; gives those of :attr:`factors`."""
+        computed(lambda: 2 * self._flops(x) - (2 * x.shape[1] * int(self._products.sum()) if dx is None else 0))
         dinner = torch.empty_like(inner)
         transposed = x.new_empty(int(self._outputs.sum()), dtype=torch.float32)
         with phase("gradients"):
@@ -86,6 +88,10 @@ class Narrow:
             lanes["dA"], lanes["dB"] = starts[::2], starts[1::2]
             native.call("add_low_rank_backward", x, x.shape[1], dy, dy.shape[1], dx, lanes.ctypes.data, len(lanes))
         return grads
+
+    def _flops(self, x: Tensor) -> int:
+        """Of the products with all lanes' ``A`` and ``B``."""
+        return 2 * int((self._products * (x.shape[1] + self._lanes["out"])).sum())
 
     def _words(self, x: Tensor) -> np.ndarray:
         """How many 16-bit words of ``kept`` are each stretch's."""

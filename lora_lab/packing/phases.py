@@ -2,7 +2,8 @@
 
 The step names three phases: ``logits`` (the head and what follows it), ``gradients`` (those of parameters) and
 ``workspace`` (what one lane makes for a moment, before the next one does). All else is the caller's. Without a
-listener, as in training, a phase costs a look at a context variable and does nothing.
+listener, as in training, a phase costs a look at a context variable and does nothing. Kernels of this project's own say
+what they compute, which no one else can see.
 """
 
 from __future__ import annotations
@@ -20,8 +21,12 @@ Listener = Callable[[str], AbstractContextManager[None]]
 Boundary = Callable[[int, Tensor], None]
 """Given a decoder layer's number, and what it is about to read."""
 
+Counter = Callable[[int], None]
+"""Given floating-point operations that a kernel of this project's own does."""
+
 _listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
 _boundary: ContextVar[Boundary | None] = ContextVar("boundary", default=None)
+_counter: ContextVar[Counter | None] = ContextVar("counter", default=None)
 _UNHEARD: AbstractContextManager[None] = contextlib.nullcontext()
 
 
@@ -38,6 +43,13 @@ def layer_begins(layer: int, hidden: Tensor) -> None:
         boundary(layer, hidden)
 
 
+def computed(flops: Callable[[], int]) -> None:
+    """A kernel does ``flops()`` floating-point operations, which is asked for where somebody counts."""
+    counter = _counter.get()
+    if counter is not None:
+        counter(flops())
+
+
 @contextlib.contextmanager
 def heard_by(listener: Listener, boundary: Boundary | None = None) -> Iterator[None]:
     """Within, on this thread, ``listener`` is asked for each phase's context and ``boundary`` told of each layer."""
@@ -47,3 +59,13 @@ def heard_by(listener: Listener, boundary: Boundary | None = None) -> Iterator[N
     finally:
         _listener.reset(tokens[0])
         _boundary.reset(tokens[1])
+
+
+@contextlib.contextmanager
+def counted_by(counter: Counter) -> Iterator[None]:
+    """Within, on this thread, ``counter`` is told what kernels compute."""
+    token = _counter.set(counter)
+    try:
+        yield
+    finally:
+        _counter.reset(token)

@@ -30,6 +30,11 @@ ROW_WASTE = 0.25
 """Padding that a block may hold, as a share of its rows, before a new one is begun."""
 
 
+def padded(rank: int) -> int:
+    """What ``rank`` is padded to: a power of two."""
+    return max(LEAST_RANK, 1 << (rank - 1).bit_length())
+
+
 @dataclass(frozen=True, eq=False)
 class Share:
     """The rows ``start … stop`` of a forward, and what is added to them.
@@ -235,8 +240,7 @@ class Blocks:
                 continue
             # Dropout draws for each module anew, so that modules do not share an input then.
             for modules in [(m,) for m in present] if share.dropout else [present] if present else []:
-                widest = max(factors[names[m]].rank for m in modules)
-                rank = max(LEAST_RANK, 1 << (widest - 1).bit_length())
+                rank = padded(max(factors[names[m]].rank for m in modules))
                 wide = factors[names[modules[0]]].A.dtype
                 kind = _Kind(modules, rank, wide, bool(share.dropout))
                 kinds.setdefault(kind, []).append(i)

@@ -14,7 +14,7 @@ import contextlib
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 from torch.utils.weak import WeakIdKeyDictionary
+
+from lora_lab.packing.phases import counted_by
 
 _cpu_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _cpu_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -64,8 +66,8 @@ class Ledger(TorchDispatchMode):
 
     Use :meth:`phase` to say to which part new storages belong, :meth:`book` to say it of a tensor that is
     already there, :meth:`mark` to name a stretch of moments. ``flops`` counts the floating-point operations of the
-    matrix products. ``moments`` has one entry for each time that something was booked: the operator's name, and the
-    live bytes of every part, in the order of ``parts``.
+    matrix products, those inside this project's own kernels among them. ``moments`` has one entry for each time that
+    something was booked: the operator's name, and the live bytes of every part, in the order of ``parts``.
 
     Args:
         parts: names of the parts; a phase of another name is booked under the last of them.
@@ -82,6 +84,18 @@ class Ledger(TorchDispatchMode):
         self._live = [0] * len(self.parts)
         self._part = len(self.parts) - 1
         self._entries: Any = WeakIdKeyDictionary(ref_type=weakref.ref)  # storages compare by identity
+        self._hearing = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        """Follow what is done from here on, and hear what kernels compute that no operator call shows."""
+        self._hearing.enter_context(counted_by(self.count))
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """Follow no more."""
+        super().__exit__(*error)
+        self._hearing.close()
 
     @property
     def live(self) -> dict[str, int]:
@@ -100,6 +114,10 @@ class Ledger(TorchDispatchMode):
     def begin(self) -> None:
         """Forget the moments, marks and FLOPs so far: what counts begins with what is alive now."""
         self.moments, self.marks, self.flops = [("begin", tuple(self._live))], [(("begin", 0), 0)], 0
+
+    def count(self, flops: int) -> None:
+        """Add operations that no operator call shows: those inside a kernel."""
+        self.flops += flops
 
     def mark(self, label: Any) -> None:
         """Note that from here on the moments belong to ``label``."""

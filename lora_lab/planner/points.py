@@ -13,7 +13,7 @@ from typing import Any
 from lora_lab.errors import LoraLabError, SpecError
 from lora_lab.planner.device import device_kind, device_memory
 from lora_lab.planner.prediction import Plan, plan
-from lora_lab.planner.step import Shape
+from lora_lab.planner.shape import Shape
 from lora_lab.spec import Choices, Domain, Masks, RunSpec, Space, Sweep
 
 _Takes = tuple[Shape, int]

@@ -7,9 +7,11 @@ from typing import Any
 
 from lora_lab.errors import SpecError
 from lora_lab.planner.device import device_kind, device_memory
+from lora_lab.planner.lanes import Trace
 from lora_lab.planner.remedies import remedies as remedies_for
+from lora_lab.planner.shape import Shape
 from lora_lab.planner.speed import product_rate
-from lora_lab.planner.step import Shape, Trace, trace
+from lora_lab.planner.tracing import trace
 from lora_lab.spec import RunSpec, show_size
 
 HEADROOM = 0.1

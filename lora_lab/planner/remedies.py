@@ -6,7 +6,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from lora_lab.errors import LoraLabError
-from lora_lab.planner.step import Shape, Trace, trace
+from lora_lab.planner.lanes import Trace
+from lora_lab.planner.shape import Shape
+from lora_lab.planner.tracing import trace
 from lora_lab.spec import show_size
 
 SHORTEST = 16

@@ -17,8 +17,10 @@ from lora_lab.errors import LoraLabError
 from lora_lab.planner import device_memory, refusal
 from lora_lab.planner.correction import correction
 from lora_lab.planner.device import device_kind, device_size
+from lora_lab.planner.lanes import Trace, peak_together
 from lora_lab.planner.prediction import HEADROOM, devices
-from lora_lab.planner.step import Shape, Trace, peak_together, trace
+from lora_lab.planner.shape import Shape
+from lora_lab.planner.tracing import trace
 from lora_lab.spec import DataSpec, Execution, ModelSpec, RunSpec
 
 ROUND = 8

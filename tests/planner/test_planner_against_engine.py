@@ -68,7 +68,8 @@ def measured(spec, lanes):
                 optimizer.observe(dict(zip(attachment.parameters().values(), diagonal, strict=True)))
             optimizer.step()
             diagonal = None
-            optimizer.zero_grad(set_to_none=True)
+        for parameter in trained:
+            parameter.grad = None
 
     for attachment in attachments:
         mount.mount(attachment)

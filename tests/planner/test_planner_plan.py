@@ -10,8 +10,11 @@ from lora_lab.errors import MethodError, ModelError, SpecError
 from lora_lab.models import load_meta
 from lora_lab.planner import plan
 from lora_lab.planner.depth import depths
+from lora_lab.planner.lanes import PARTS, SHARED
 from lora_lab.planner.prediction import HEADROOM
-from lora_lab.planner.step import PARTS, SHARED, Shape, step_of, trace
+from lora_lab.planner.shape import Shape
+from lora_lab.planner.step import step_of
+from lora_lab.planner.tracing import trace
 from lora_lab.spec import ROLES, BudgetSpec, DataSpec, MethodSpec, ModelSpec, OptimizerSpec, RunSpec, pairs
 
 GB = 10**9
