@@ -49,7 +49,7 @@ class Trace:
     total_parameters: int
     by_role: tuple[tuple[str, int], ...]
     crests: tuple[Crest, ...]
-    flops: int
+    flops: float
     own_bytes: int
     rows: int
     targets: int

@@ -14,6 +14,7 @@ import contextlib
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Self
 
 import torch
@@ -79,7 +80,7 @@ class Ledger(TorchDispatchMode):
         self.parts = tuple(parts)
         self.moments: list[tuple[str, tuple[int, ...]]] = []
         self.marks: list[tuple[Any, int]] = []
-        self.flops = 0
+        self.flops: int | Fraction = 0
         self._data = data
         self._live = [0] * len(self.parts)
         self._part = len(self.parts) - 1

@@ -88,7 +88,7 @@ def plan(
     traced = trace(shape)
     budget = int(memory * (1 - HEADROOM) / correction)
     parts, peak = traced.parts(lanes), traced.peak(lanes)
-    flops = float(traced.flops) * lanes * spec.budget.batch_size / spec.budget.micro
+    flops = traced.flops * lanes * spec.budget.batch_size / spec.budget.micro
     rate = product_rate(kind, spec.model.dtype)
     reasons: tuple[str, ...] = ()
     if peak > budget:

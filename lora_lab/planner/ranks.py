@@ -48,16 +48,15 @@ def step_at(shape: Shape, known: Mapping[int, Step]) -> Step | None:
         return None
     first = steps[0].timeline
     held = _combined(shares, [step.timeline.bytes for step in steps])
-    numbers = _combined(
-        shares, [np.array([step.timeline.flops, step.own_bytes, *step.by_role.values()]) for step in steps]
-    )
-    if held is None or numbers is None:
+    counts = _combined(shares, [np.array([step.own_bytes, *step.by_role.values()]) for step in steps])
+    if held is None or counts is None:
         return None
-    flops, own_bytes, *counts = map(int, numbers)
+    flops = sum((share * step.timeline.flops for share, step in zip(shares, steps, strict=True)), Fraction())
+    own_bytes, *roles = map(int, counts)
     return replace(
         steps[0],
         timeline=replace(first, bytes=held, flops=flops),
-        by_role=dict(zip(steps[0].by_role, counts, strict=True)),
+        by_role=dict(zip(steps[0].by_role, roles, strict=True)),
         own_bytes=own_bytes,
     )
 

@@ -12,6 +12,7 @@ import contextlib
 import copy
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
@@ -163,4 +164,4 @@ def _estimate(base: BaseModel, shape: Shape, ledger: Ledger, found: Attachment, 
         ledger.book(tensor, "gradients")
     with ledger.phase("workspace"):
         optimizer.observe(dict(zip(found.parameters().values(), diagonal, strict=True)))
-    ledger.flops = before + (ledger.flops - before) // (micros * optimizer.every)
+    ledger.flops = before + Fraction(ledger.flops - before, micros * optimizer.every)

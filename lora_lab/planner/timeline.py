@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 
@@ -31,21 +32,22 @@ class Timeline:
     """The moments of a step.
 
     Of each moment the operator's name, and the live bytes of each part, ``(moments, parts)``; ``marks`` say at which
-    moment each stretch begins, in order. ``flops`` are those of the whole step.
+    moment each stretch begins, in order. ``flops`` are those of the whole step; a share of what is done every few steps
+    is no whole number.
     """
 
     parts: tuple[str, ...]
     names: tuple[str, ...]
     bytes: np.ndarray
     marks: tuple[tuple[Label, int], ...]
-    flops: int
+    flops: int | Fraction
 
     @staticmethod
     def of(
         parts: Sequence[str],
         moments: Sequence[tuple[str, tuple[int, ...]]],
         marks: Sequence[tuple[Label, int]],
-        flops: int,
+        flops: int | Fraction,
     ) -> Timeline:
         """From what a ledger has noted."""
         held = np.array([live for _, live in moments], dtype=np.int64).reshape(len(moments), len(parts))

@@ -31,7 +31,7 @@ def trace(shape: Shape) -> Trace:
         total_parameters=total_parameters(shortened(shape.model, shape.device)),
         by_role=tuple(step.by_role.items()),
         crests=step.timeline.crests(SHARED if step.keeps_logits else (*SHARED, "logits")),
-        flops=step.timeline.flops,
+        flops=float(step.timeline.flops),
         own_bytes=step.own_bytes,
         rows=shape.rows * shape.length,
         targets=shape.rows * shape.supervised,
