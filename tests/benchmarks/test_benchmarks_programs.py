@@ -11,7 +11,13 @@ from typing import Any
 import memory_curve
 import orchestration
 import pytest
+import step_profile
 import sweep_throughput
+import torch
+
+from lora_lab.packing import native
+
+kernel = native.call
 
 
 def run(program: ModuleType, monkeypatch: pytest.MonkeyPatch, results: Path, *words: str) -> list[dict[str, Any]]:
@@ -50,6 +56,18 @@ def test_memory_curve_measures_every_number_of_lanes(tmp_path: Path, monkeypatch
     assert row["lanes"] == 2
     assert row["peak_bytes"] > row["loaded_bytes"] > 0
     assert row["step_seconds"] > 0
+
+
+def test_step_profile_has_a_part_for_all_of_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, words = torch.get_num_threads(), ("--shape", "2x16", "--lanes", "3", "--steps", "2")
+    try:
+        (entry,) = run(step_profile, monkeypatch, tmp_path / "results.json", *words)
+    finally:
+        torch.set_num_threads(threads)
+    assert sum(entry["parts"].values()) == pytest.approx(1) and min(entry["parts"].values()) > 0
+    assert {step_profile.BASE, step_profile.UPDATE, step_profile.REST} < set(entry["parts"])
+    assert 0 < entry["base_products_share_of_flops"] < 1
+    assert native.call is kernel, "what was timed is as it was"
 
 
 def test_orchestration_measures_a_run_without_its_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

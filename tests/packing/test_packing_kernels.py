@@ -71,7 +71,7 @@ def test_swiglu(dtype):
 
 @dtypes
 @pytest.mark.parametrize("window", [None, 3])
-@pytest.mark.parametrize("length", [7, 150])
+@pytest.mark.parametrize("length", [7, 150, 700])  # weights kept, made twice, never made
 def test_self_attention(dtype, window, length):
     d, kv, groups = 8, 2, 3
     angles = torch.outer(torch.arange(length).float(), torch.tensor([1.0, 0.3, 0.1, 0.01])).repeat(1, 2)
