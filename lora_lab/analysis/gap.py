@@ -80,9 +80,11 @@ def overfitting(frame: pd.DataFrame) -> Overfitting | None:
     axes = [path for path in AXES if path in searched_paths(frame) and done[path].nunique() > 1]
     tables = tuple(ablation_table(wide, path, metric="gap", direction="minimize", spread="ci") for path in axes)
     slopes = [slope(wide, path, "gap") for path in axes]
+    gap = done["gap"].mean()
+    side = "below" if gap < 0 else "above"
     said = [
-        f"At the end of training the held-out loss is {done['gap'].mean():.3g} nats above the training loss "
-        f"(from {done['gap'].min():.3g} to {done['gap'].max():.3g} over runs)."
+        f"At the end of training the held-out loss is {abs(gap):.3g} nats {side} the training loss "
+        f"(held-out less training: {done['gap'].min():.3g} to {done['gap'].max():.3g} over runs)."
     ]
     risen = int((done["rise"] > 0).sum())
     if risen:
