@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from lora_lab.models.base import BaseModel, load, load_meta, total_parameters, untie
     from lora_lab.models.cache import cache_folder
     from lora_lab.models.checks import check
-    from lora_lab.models.quantised import frozen_weight, original_size, quantise
+    from lora_lab.models.quantised import constants, frozen_dtype, frozen_weight, original_size, quantise
     from lora_lab.models.roles import check_mask, role_modules
     from lora_lab.models.tokenizer import load_tokenizer
     from lora_lab.models.wheel import is_prepared, prepare
@@ -23,6 +23,8 @@ __all__ = [
     "cache_folder",
     "check",
     "check_mask",
+    "constants",
+    "frozen_dtype",
     "frozen_weight",
     "is_prepared",
     "load",
@@ -43,6 +45,8 @@ __getattr__ = names(
         "cache_folder": "cache",
         "check": "checks",
         "check_mask": "roles",
+        "constants": "quantised",
+        "frozen_dtype": "quantised",
         "frozen_weight": "quantised",
         "is_prepared": "wheel",
         "load": "base",

@@ -164,10 +164,21 @@ def frozen_weight(module: nn.Module) -> Tensor:
         whole: Tensor = bitsandbytes().functional.dequantize_4bit(weight.data, weight.quant_state)
     elif hasattr(weight, "SCB"):
         whole = bitsandbytes().functional.int8_vectorwise_dequant(weight.data, *constants(module))
-        whole = whole.to(_DTYPES[module])
+        whole = whole.to(frozen_dtype(module))
     else:
         whole = weight.detach() if isinstance(module, nn.Linear) else weight.detach().t()
     return whole
+
+
+def frozen_dtype(module: nn.Module) -> torch.dtype:
+    """The dtype of :func:`frozen_weight`."""
+    weight: Any = module.weight
+    state = getattr(weight, "quant_state", None)
+    if state is not None:
+        four: torch.dtype = state.dtype
+        return four
+    eight: torch.dtype = _DTYPES[module] if hasattr(weight, "SCB") else weight.dtype
+    return eight
 
 
 def rounded(weight: Tensor, spec: ModelSpec) -> Tensor:

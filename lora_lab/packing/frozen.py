@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lora_lab.models import frozen_weight
 from lora_lab.packing.phases import phase
+from lora_lab.packing.unpacking import unpacked
 
 
 class Frozen:
@@ -64,8 +65,7 @@ class Frozen:
         if len(self.modules) == 1 and self._plain:
             return frozen_weight(self.modules[0])
         with phase("workspace"):
-            weights = [frozen_weight(module) for module in self.modules]
-            return weights[0] if len(weights) == 1 else torch.cat(weights)
+            return unpacked(self.modules, self.columns)
 
     def product(self, x: Tensor) -> Tensor:
         """``(rows, out)`` of ``x (rows, in)``."""

@@ -1,10 +1,14 @@
 """The CPU kernels compute what PyTorch's operations compute, row by row, and a NaN stays in its row."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
 from lora_lab.methods import LowRank
+from lora_lab.models import frozen_weight
+from lora_lab.models.quantised import quantise, steady
 from lora_lab.packing import native
 from lora_lab.packing.cross_entropy import gradients_into, losses_into
 from lora_lab.packing.dropout import dropout
@@ -13,6 +17,8 @@ from lora_lab.packing.narrow import Narrow, Stretch
 from lora_lab.packing.norm import add_norm
 from lora_lab.packing.self_attention import Heads, self_attention
 from lora_lab.packing.swiglu import swiglu
+from lora_lab.packing.unpacking import unpacked
+from lora_lab.spec import ModelSpec
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1.6e-2}
 dtypes = pytest.mark.parametrize("dtype", TOLERANCE)
@@ -165,3 +171,36 @@ def test_a_nan_stays_in_its_row():
     x[2, 5] = float("inf")
     losses_into(x, torch.zeros(6, dtype=torch.int64), losses, normalisers, hits, "cpu")
     assert not losses[2].isfinite() and losses[others].isfinite().all()
+
+
+class Pair(nn.Module):
+    """What ``quantise`` asks of a model."""
+
+    def __init__(self, inputs, one, other):
+        super().__init__()
+        self.first, self.second = nn.Linear(inputs, one, bias=False), nn.Linear(inputs, other, bias=False)
+        self.config = SimpleNamespace()
+
+    def get_output_embeddings(self):
+        return None
+
+
+@pytest.mark.parametrize(
+    ("kind", "double"), [("nf4", True), ("nf4", False), ("fp4", True), ("fp4", False), ("int8", False)]
+)
+@dtypes
+def test_quantised_weights_are_unpacked_to_the_bit(kind, double, dtype):
+    """Two modules side by side; 37 columns, so that blocks straddle rows and the last one is not full."""
+    precision = str(dtype).removeprefix("torch.")
+    about = (("model_type", "llama"),)
+    spec = ModelSpec(
+        name="pair", source="random", config=about, dtype=precision, quantization=kind, double_quant=double
+    )
+    net = Pair(37, 151, 60).to(dtype)
+    quantise(net, spec)
+    steady(net, spec)
+    modules = [net.first, net.second]
+    mine = unpacked(modules, [(0, 151), (151, 211)])
+    theirs = torch.cat([frozen_weight(module) for module in modules])
+    assert mine.dtype == dtype
+    assert torch.equal(mine, theirs)

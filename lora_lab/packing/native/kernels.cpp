@@ -399,3 +399,4 @@ BOTH(float, f32)
 
 #include "lowrank.hpp"
 #include "path_attention.hpp"
+#include "unpack.hpp"
