@@ -1,11 +1,10 @@
-"""The worker: takes runs from the study, trains them in packs, and settles each once."""
+"""The worker: takes runs from the study and trains them in packs until nothing is left."""
 
 from __future__ import annotations
 
-import time
 import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -15,24 +14,13 @@ from lora_lab.engine.lane import LaneJob
 from lora_lab.engine.pack import CHECKPOINT_SECONDS, LaneEnd, Pack
 from lora_lab.errors import StorageError, SweepFolderError
 from lora_lab.models import BaseModel
-from lora_lab.spec import (
-    SETTLED,
-    EvalMetrics,
-    ModelSpec,
-    Order,
-    Outcome,
-    Recorder,
-    RunResult,
-    RunSpec,
-    Verdict,
-    pairs,
-    show_size,
-)
+from lora_lab.spec import EvalMetrics, ModelSpec, Order, Outcome, Recorder, RunSpec, Verdict, show_size
 from lora_lab.worker import files, stages
 from lora_lab.worker.bases import BaseScores, base_scores, device_name, held_bytes, tokenised
 from lora_lab.worker.capacity import Capacity, device_label, in_smaller_parts
 from lora_lab.worker.devices import check_devices
 from lora_lab.worker.facts import Teller
+from lora_lab.worker.in_hand import InHand
 from lora_lab.worker.interrupt import Interrupt
 from lora_lab.worker.ports import Queue, Task
 from lora_lab.worker.results import Memory, as_pruned, settle
@@ -64,18 +52,16 @@ class Worker:
     keep_checkpoints: bool = False
     say: Callable[[str], None] = lambda text: None
     asked: Callable[[], None] = lambda: None
-    _tasks: dict[str, tuple[Task, float]] = field(default_factory=dict)
-    _specs: dict[str, RunSpec] = field(default_factory=dict)
-    """What the lanes of the pack really train: their micro-batches may be smaller than was asked for."""
-    _predicted: dict[str, int] = field(default_factory=dict)
     _before: int | None = None
     """Bytes that the process held beside the base model's weights before it trained on it."""
-    _crowd: int = 0
-    """The most lanes there were in the pack at once."""
     _held: Task | None = None
+    """Taken from the queue and not begun: it asks for another pack than the one that trains."""
     _teller: Teller | None = None
     _base: BaseModel | None = None
     _data: dict[str, Tokenised] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._runs = InHand(self.queue, self.recorder, self.run_folder, self.say)
 
     def work(self) -> bool:
         """Train until nothing is left; ``False`` when it was interrupted and more remains."""
@@ -110,7 +96,7 @@ class Worker:
         )
         if lanes > 1:
             self.say(f"training up to {lanes} runs at once on {base.device}, in {show_size(most)}")
-        self._crowd, self._teller = 0, Teller(base)
+        self._runs.crowd, self._teller = 0, Teller(base)
         try:
             for ends in pack.train(partial(self._job, first, base, pack)):
                 self._settle(ends, base, pack)
@@ -125,9 +111,10 @@ class Worker:
         """Train a run that is wider than a device, alone."""
         self.capacity.learn()
         self._base = None  # what it held is the run's
-        self._crowd = 1
+        self._runs.crowd = 1
         spec = in_smaller_parts(task.spec, self.capacity.halvings(task.spec, task.halvings))
-        self._tasks[task.id], self._specs[task.id] = (task, time.time()), spec
+        self._runs.take(task)
+        self._runs.trains(task.id, spec)
         folder = self.run_folder(task.id)
         self.say(f"training {task.id} on {spec.model.shards} devices together")
         try:
@@ -143,7 +130,7 @@ class Worker:
                 self.folder,
                 self.capacity.device,
                 device_label(self.capacity.device),
-                started=self._tasks[task.id][1],
+                started=self._runs.started(task.id),
                 predicted=self.capacity.predicted([spec]) or 0,
                 stem=task.stem,
                 checkpoint_seconds=self.checkpoint_seconds,
@@ -153,16 +140,16 @@ class Worker:
         except (StorageError, SweepFolderError):
             raise
         except Exception:
-            self._end_without_lane(task, Outcome.FAILED, traceback.format_exc(), None)
+            self._runs.end_without_lane(task, Outcome.FAILED, traceback.format_exc())
             return
         if ended.lost is not None:
-            self._end_without_lane(task, ended.lost.outcome, ended.lost.message, None)
+            self._runs.end_without_lane(task, ended.lost.outcome, ended.lost.message)
         elif ended.result is None or self.queue.orders().get(task.id) is Order.DROP:
-            self.queue.put_back(self._forget(task.id))
+            self._runs.put_back(task.id)
         elif ended.paused:
-            self._pause(task, self._said(task, ended.result, ended.note))
+            self._runs.pause(task, self._runs.said(task, ended.result, ended.note))
         else:
-            self._end(task, self._said(task, ended.result, ended.note))
+            self._runs.end(task, self._runs.said(task, ended.result, ended.note))
 
     def _resident(self, model: ModelSpec) -> BaseModel:
         if self._base is None or self._base.spec != model:
@@ -175,7 +162,7 @@ class Worker:
 
     def decide(self, run: str, metrics: EvalMetrics) -> Verdict:
         """Ask the study whether ``run`` should go on."""
-        return self.queue.report(self._tasks[run][0], metrics)
+        return self.queue.report(self._runs.task(run), metrics)
 
     def orders(self) -> Mapping[str, Order]:
         """What somebody wants done with single runs."""
@@ -183,7 +170,7 @@ class Worker:
 
     def saved(self, run: str, step: int) -> None:
         """A checkpoint that somebody wanted is there."""
-        self.queue.saved(self._tasks[run][0], step)
+        self.queue.saved(self._runs.task(run), step)
 
     def pause_requested(self) -> bool:
         """True after Ctrl-C, SIGTERM or SIGUSR1."""
@@ -203,29 +190,29 @@ class Worker:
         while True:
             if first.alone and self._held is not first:
                 return None
-            task = self._take(company=bool(self._tasks))
+            task = self._take(company=len(self._runs) > 0)
             if task is None:
                 return None
             if task.spec.model != first.spec.model or (task.alone and task is not first):
                 self._held = task
                 return None
-            self._tasks[task.id] = (task, time.time())
+            company = self._runs.specs()
+            self._runs.take(task)
             try:
-                if not self._admits(task):
-                    self._held = self._forget(task.id)
+                if not self._admits(task, company):
+                    self._held = self._runs.forget(task.id)
                     return None
-                self._crowd = max(self._crowd, len(self._tasks))
+                self._runs.crowd = max(self._runs.crowd, len(self._runs))
                 return self._prepared(task, base, pack)
             except (StorageError, SweepFolderError):
                 raise
             except Exception:
-                self._end_without_lane(task, Outcome.FAILED, traceback.format_exc(), base)
+                self._runs.end_without_lane(task, Outcome.FAILED, traceback.format_exc(), base.total_parameters)
 
-    def _admits(self, task: Task) -> bool:
+    def _admits(self, task: Task, company: Sequence[RunSpec]) -> bool:
         """Whether there is room for ``task`` beside the lanes that train; an empty pack takes any."""
-        company = [self._specs[run] for run in self._tasks if run != task.id]
         spec = in_smaller_parts(task.spec, self.capacity.halvings(task.spec, task.halvings))
-        self._specs[task.id] = spec
+        self._runs.trains(task.id, spec)
         return not company or self.capacity.joins(spec, company)
 
     def _begin(self, task: Task, folder: Path) -> None:
@@ -246,23 +233,22 @@ class Worker:
         base_scores(pack.mount, task.spec, tokens, self.folder)
         if self._before is None:
             self._before = max(0, held_bytes(base) - self.capacity.weights(task.spec))
-        predicted = self.capacity.predicted([self._specs[run] for run in self._tasks]) or 0
-        self._predicted |= {run: max(predicted, self._predicted.get(run, 0)) for run in self._tasks}
+        self._runs.predict(self.capacity.predicted(self._runs.specs()) or 0)
         if self._teller is not None:
             self._teller.begun(folder, tokens)
         stem = stages.stem_of(task.spec, task.spec.budget.total_steps(len(tokens.train))) if task.stem else None
-        return LaneJob(task.id, self._specs[task.id], tokens, folder, task.key, stem)
+        return LaneJob(task.id, self._runs.spec(task.id), tokens, folder, task.key, stem)
 
     def _settle(self, ends: list[LaneEnd], base: BaseModel, pack: Pack) -> None:
         orders = self.queue.orders()
         mine = [end for end in ends if orders.get(end.job.run) is not Order.DROP]
         for end in ends:
             if end not in mine:
-                self.queue.put_back(self._forget(end.job.run))
+                self._runs.put_back(end.job.run)
         whole = [end.lane for end in mine if end.lane is not None and end.outcome is Outcome.COMPLETED]
         scored = scores_at_end(pack.mount, whole)
         for end in mine:
-            task, started = self._tasks[end.job.run]
+            task = self._runs.task(end.job.run)
             result = settle(
                 as_pruned(end) if end.paused else end,
                 base=base,
@@ -271,81 +257,24 @@ class Worker:
                 trial=task.trial,
                 point=task.point,
                 folder=self.folder,
-                started=started,
-                memory=Memory(self._predicted.get(task.id, 0), self._before, device_label(self.capacity.device)),
+                started=self._runs.started(task.id),
+                memory=Memory(self._runs.predicted(task.id), self._before, device_label(self.capacity.device)),
             )
-            result = self._said(task, result, end.lane.note if end.lane else None)
+            result = self._runs.said(task, result, end.lane.note if end.lane else None)
             if end.lane is not None and self._teller is not None:
-                self._teller.ended(self.run_folder(task.id), end.lane, self._crowd)
+                self._teller.ended(self.run_folder(task.id), end.lane, self._runs.crowd)
             if end.paused:
-                self._pause(task, result)
+                self._runs.pause(task, result)
                 continue
             files.finish(end.lane, result.outcome, keep=self.keep_checkpoints)
-            self._end(task, result)
-
-    def _pause(self, task: Task, result: RunResult) -> None:
-        self._forget(task.id)
-        self.queue.pause(task, result)
-        self.recorder.ended(replace(result, outcome=Outcome.PREEMPTED))
-
-    def _end(self, task: Task, result: RunResult) -> None:
-        """Settle a run, or put it back to be gone on with or tried in another way."""
-        company = self._crowd > 1
-        again = result.outcome in (Outcome.OUT_OF_MEMORY, Outcome.FAILED)
-        self._forget(task.id)
-        if result.outcome not in SETTLED:
-            self.queue.put_back(task)
-        elif again and self.queue.try_again(task, result.outcome, company=company):
-            self.say(f"{task.id}: {result.outcome}, is tried again in another way")
-            result = replace(result, outcome=Outcome.PREEMPTED)
-        elif not self.queue.settle(task, result):
-            return
-        self.recorder.ended(result)
-
-    def _end_without_lane(self, task: Task, outcome: Outcome, message: str, base: BaseModel | None) -> None:
-        started = self._tasks[task.id][1]
-        result = RunResult(
-            run=task.id,
-            trial=task.trial,
-            seed=task.spec.seed,
-            key=task.key,
-            outcome=outcome,
-            point=pairs(task.point),
-            total_parameters=base.total_parameters if base is not None else 0,
-            message=message,
-            started=started,
-            ended=time.time(),
-        )
-        self._end(task, self._said(task, result, None))
+            self._runs.end(task, result)
 
     def _pack_failed(self, error: Exception, base: BaseModel) -> None:
         """Something went wrong in the middle of a step, and nobody knows whose it was."""
         outcome = Outcome.OUT_OF_MEMORY if "out of memory" in str(error).lower() else Outcome.FAILED
         message = traceback.format_exc()
-        for task, _ in list(self._tasks.values()):
-            self._end_without_lane(task, outcome, message, base)
-
-    def _said(self, task: Task, result: RunResult, note: str | None) -> RunResult:
-        """A result with what the study knows of its run: key, attempts, where it branched off."""
-        notes = [result.message, note]
-        trained = self._specs.get(task.id, task.spec)
-        if trained.budget.micro != task.spec.budget.micro:
-            notes.append(f"trained in micro-batches of {trained.budget.micro}")
-        return replace(
-            result,
-            key=task.key,
-            attempts=task.attempt,
-            parent=task.parent,
-            parent_step=files.parent_step(self.run_folder(task.id)) if task.parent is not None else None,
-            stage=stages.begun_from(self.run_folder(task.id)) if task.stem else None,
-            message="; ".join(said for said in notes if said) or None,
-        )
-
-    def _forget(self, run: str) -> Task:
-        """Take a run out of the pack's books."""
-        self._specs.pop(run, None)
-        self._predicted.pop(run, None)
-        return self._tasks.pop(run)[0]
+        for task in self._runs:
+            self._runs.end_without_lane(task, outcome, message, base.total_parameters)
 
     def _scores(self, end: LaneEnd, pack: Pack) -> BaseScores | None:
         return base_scores(pack.mount, end.job.spec, end.job.data, self.folder)
