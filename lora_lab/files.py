@@ -13,13 +13,14 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from lora_lab.errors import CheckpointError, SweepFolderError
 
 
-def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
-    """Write ``data`` to ``path`` so that it is there whole, or not at all, after a crash.
+@contextlib.contextmanager
+def writing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
+    """A file that is at ``path`` whole when the block has ended well, or not at all, also after a crash.
 
     Without ``durable`` a power cut may still take it, or leave it torn: for what is also kept elsewhere.
 
@@ -31,7 +32,7 @@ def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 if durable:
                     os.fsync(file.fileno())
@@ -43,6 +44,12 @@ def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
             raise
         if durable:
             sync_folder(path.parent)
+
+
+def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Write ``data`` to ``path`` as :func:`writing` does."""
+    with writing(path, durable=durable) as file:
+        file.write(data)
 
 
 def write_text(path: Path, text: str, *, durable: bool = True) -> None:

@@ -11,12 +11,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lora_lab.errors import CheckpointError
-from lora_lab.files import write_bytes
+from lora_lab.files import writing
+from lora_lab.models.weight_files import bytes_of, write_tensors
 
 FILE = "checkpoint.safetensors"
 STEM = "stem.safetensors"
@@ -25,10 +25,10 @@ STEM = "stem.safetensors"
 
 def write(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any], file: str = FILE) -> None:
     """Write ``folder/file``; the former one stays until this one is whole."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(state, sort_keys=True)
     header = {"state": text, "sha256": _digest(tensors, text)}
-    write_bytes(folder / file, safetensors.torch.save(tensors, metadata=header))
+    with writing(folder / file) as opened:
+        write_tensors(opened, tensors, header)
 
 
 def read(folder: Path, file: str = FILE) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -87,6 +87,7 @@ _REMEDY = "Delete it to train this run again from its beginning."
 def _digest(tensors: dict[str, Tensor], text: str) -> str:
     digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(safetensors.torch.save({"": tensors[name].contiguous()}))
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(bytes_of(tensor))
     return digest.hexdigest()

@@ -198,10 +198,12 @@ class Lane:
         return self.job.data.evaluation
 
     def evaluated(self, metrics: EvalMetrics) -> None:
-        """Remember an evaluation, and the adapter if it is the best so far."""
+        """Remember an evaluation, and the adapter if it is the best so far and training goes on."""
         self.last = metrics
         if math.isfinite(metrics.loss) and (self.best is None or metrics.loss < self.best.loss):
             self.best = metrics
+            if not self.evaluation_regular:
+                return  # the run's end: the best adapter is the last one
             self.best_tensors = {k: v.detach().clone() for k, v in self.attachment.state_dict().items()}
 
     def evaluating(self) -> AbstractContextManager[None]:

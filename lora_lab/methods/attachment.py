@@ -22,8 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from lora_lab.errors import CheckpointError
-from lora_lab.files import read_json, write_bytes, write_text
+from lora_lab.files import read_json, write_text, writing
 from lora_lab.models.shards import Shards
+from lora_lab.models.weight_files import write_tensors
 from lora_lab.spec import MethodSpec, to_tree
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -249,12 +250,11 @@ class Attachment:
         """
         if not self.parameters():
             return False
-        from safetensors.torch import save
-
-        tensors = {name: value.to("cpu").clone().contiguous() for name, value in self.exported().items()}
+        tensors = self.exported()
         if self.shards is not None and not self.shards.first:
             return True
-        write_bytes(folder / self.weights_file, save(tensors, metadata={"format": "pt"}))
+        with writing(folder / self.weights_file) as file:
+            write_tensors(file, tensors, {"format": "pt"})
         if self.peft_config is not None:
             write_text(folder / ADAPTER_CONFIG, self._config_text(base_name))
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -52,7 +52,30 @@ def write_shard(path: Path, tensors: Sequence[Planned], blocks: Iterator[Tensor]
 
     The format needs only the sizes beforehand, so that no two blocks are in memory at once.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    with path.open("wb") as file:
+        return _write_all(file, tensors, blocks, {"format": "pt"})
+
+
+def write_tensors(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:
+    """Write a safetensors file from where ``tensors`` lie, without a copy of them in memory; the bytes of it.
+
+    The widest numbers come first, so that each tensor is aligned.
+    """
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    planned = [Planned(name, tensors[name].dtype, tuple(tensors[name].shape)) for name in order]
+    return _write_all(file, planned, (tensors[name] for name in order), metadata)
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """A tensor's numbers as they lie in memory; one on another device, or with gaps, is copied first."""
+    numbers = tensor.detach().cpu().contiguous().reshape(-1)
+    return numbers.view(torch.uint8).numpy().data
+
+
+def _write_all(
+    file: BinaryIO, tensors: Sequence[Planned], blocks: Iterable[Tensor], metadata: Mapping[str, str]
+) -> int:
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
     at = 0
     for tensor in tensors:
         header[tensor.name] = {
@@ -63,17 +86,11 @@ def write_shard(path: Path, tensors: Sequence[Planned], blocks: Iterator[Tensor]
         at += tensor.size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % _ALIGNMENT)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)))
-        file.write(text)
-        written = sum(_write(file, block) for block in blocks)
-    assert written == at, f"{path}: {written} bytes of {at}"
+    file.write(struct.pack("<Q", len(text)))
+    file.write(text)
+    written = sum(file.write(bytes_of(block)) for block in blocks)
+    assert written == at, f"{written} bytes of {at}"
     return at
-
-
-def _write(file: BinaryIO, block: Tensor) -> int:
-    data = block.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return file.write(data.tobytes())
 
 
 def mapped(path: Path, only: str | None = None) -> dict[str, Tensor]:

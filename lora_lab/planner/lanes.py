@@ -22,6 +22,7 @@ PARTS = (
     "activations",
 )
 """What a peak is made of. ``quantisation_constants`` are the scales and code tables of quantised weights;
+``adapters`` what trains, and a copy of the best of it so far where a run is evaluated on its way;
 ``activations`` what the forward keeps for the backward, their gradients and casts; ``logits`` the same of the head;
 ``workspace`` what one lane after the other, or one layer after the other, makes for a moment."""
 
@@ -40,7 +41,8 @@ class Trace:
     """A traced step of one lane; ``flops`` are those of one forward and backward.
 
     ``crests`` are the moments that can be the peak for some number of lanes. ``own_bytes`` are those of the trainable
-    parameters, and of their gradients. ``rows`` tokens of a lane go through the base at once, and ``targets`` of them
+    parameters, and of their gradients, ``best_bytes`` those of the best adapter so far, where it is kept beside the one
+    that trains. ``rows`` tokens of a lane go through the base at once, and ``targets`` of them
     are supervised; ``alone`` says that no other lane's go with them, ``keeps_logits`` that its logits are held until
     its backward.
     """
@@ -51,6 +53,7 @@ class Trace:
     crests: tuple[Crest, ...]
     flops: float
     own_bytes: int
+    best_bytes: int
     rows: int
     targets: int
     alone: bool
@@ -88,6 +91,7 @@ class Trace:
             if part not in SHARED:
                 held[part] *= lanes if part in KEPT else together
         held["gradients"] += self.own_bytes * (lanes - together)
+        held["adapters"] += self.best_bytes * lanes
         if not self.keeps_logits:  # a block of them at a time, of whichever lanes
             block = block_rows(self.device)
             one = min(self.targets, block)

@@ -15,7 +15,8 @@ class Shape:
     """All that the memory of a step depends on. Equal shapes are traced once.
 
     ``rows`` sequences of ``length`` tokens, ``supervised`` of them targets, make one forward;
-    ``accumulates`` says that a step has several, ``recompute`` that layers keep only their input for the backward.
+    ``accumulates`` says that a step has several, ``recompute`` that layers keep only their input for the backward,
+    ``keeps_best`` that the best adapter of several evaluations is kept beside the one that trains.
     ``device`` is ``cpu`` or ``cuda``.
     """
 
@@ -27,6 +28,7 @@ class Shape:
     supervised: int
     accumulates: bool
     recompute: bool
+    keeps_best: bool
     device: str
 
     @staticmethod
@@ -49,6 +51,7 @@ class Shape:
             supervised=max(1, min(length - 1, supervised or length)),
             accumulates=spec.budget.micro < spec.budget.batch_size,
             recompute=spec.budget.checkpointing,
+            keeps_best=spec.evaluation.every_steps is not None,
             device=device,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 from lora_lab.models import total_parameters
@@ -24,7 +25,7 @@ def trace(shape: Shape) -> Trace:
     Raises:
         ModelError, MethodError: the model's configuration cannot be read, or lacks a role that is asked for.
     """
-    step = _step(shape)
+    step = _step(replace(shape, keeps_best=False))  # which is no part of a step
     total = sum(step.by_role.values())
     return Trace(
         trainable_parameters=total,
@@ -33,6 +34,7 @@ def trace(shape: Shape) -> Trace:
         crests=step.timeline.crests(SHARED if step.keeps_logits else (*SHARED, "logits")),
         flops=float(step.timeline.flops),
         own_bytes=step.own_bytes,
+        best_bytes=step.own_bytes if shape.keeps_best else 0,
         rows=shape.rows * shape.length,
         targets=shape.rows * shape.supervised,
         alone=step.alone,

@@ -15,7 +15,17 @@ from lora_lab.planner.prediction import HEADROOM
 from lora_lab.planner.shape import Shape
 from lora_lab.planner.step import step_of
 from lora_lab.planner.tracing import trace
-from lora_lab.spec import ROLES, BudgetSpec, DataSpec, MethodSpec, ModelSpec, OptimizerSpec, RunSpec, pairs
+from lora_lab.spec import (
+    ROLES,
+    BudgetSpec,
+    DataSpec,
+    EvaluationSpec,
+    MethodSpec,
+    ModelSpec,
+    OptimizerSpec,
+    RunSpec,
+    pairs,
+)
 
 GB = 10**9
 SHAPE = {
@@ -114,6 +124,14 @@ def test_adapter_gradient_and_optimizer_bytes_are_their_formulas():
     assert momentum["optimizer"] == count
     assert sgd["optimizer"] == 0
     assert count <= adam["gradients"] < 1.5 * count  # accumulated ones, and a new one now and then
+
+
+def test_the_best_adapter_of_several_evaluations_is_a_second_one_of_each_lane():
+    once = spec(r=64)
+    often = replace(once, evaluation=EvaluationSpec(every_steps=5))
+    own = plan(once).trainable_parameters * 4
+    for lanes in (1, 3):
+        assert plan(often, lanes=lanes).parts["adapters"] == plan(once, lanes=lanes).parts["adapters"] + lanes * own
 
 
 def test_a_float64_base_has_float64_adapters():
