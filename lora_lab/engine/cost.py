@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from weakref import WeakKeyDictionary
+
 import psutil
 import torch
+from torch import nn
 
 from lora_lab.methods import Attachment
 from lora_lab.methods.targets import layer_of
@@ -29,19 +32,20 @@ class Flops:
         model, config = base.model, base.model.config
         head = model.get_output_embeddings().weight
         self.head = 2 * original_size(head)
-        embedding = model.get_input_embeddings().weight
         self.layers = int(config.num_hidden_layers)
         self._body = [0] * self.layers
+        looked_up = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}  # learned positions, too
         for name, p in model.named_parameters():
-            if p.dim() == 2 and p is not head and p is not embedding:
+            if p.dim() == 2 and p is not head and id(p) not in looked_up:
                 self._body[layer_of(name) or 0] += 2 * original_size(p)
         heads = config.num_attention_heads
         dimension = getattr(config, "head_dim", None) or config.hidden_size // heads
         self._pair = 4 * heads * dimension
+        self._works: WeakKeyDictionary[Attachment, Work] = WeakKeyDictionary()
 
     def forward(self, sequences: Sequences, attachment: Attachment | None) -> float:
         """One forward of ``sequences`` through the base and one lane's own products."""
-        work = Work() if attachment is None else work_of(attachment, self.layers)
+        work = Work() if attachment is None else self._work(attachment)
         tokens, pairs = _sizes(sequences, work)
         targets = _targets(sequences, work)
         own = 2 * (tokens * work.token + targets * work.target + work.forward)
@@ -50,7 +54,7 @@ class Flops:
 
     def training(self, sequences: Sequences, attachment: Attachment) -> float:
         """A forward, the backward to the inputs, and that to what trains."""
-        work = work_of(attachment, self.layers)
+        work = self._work(attachment)
         tokens, pairs = _sizes(sequences, work)
         targets = _targets(sequences, work)
         reached = work.lowest < self.layers  # the head's input needs a gradient for what lies below it
@@ -59,6 +63,12 @@ class Flops:
         own = tokens * (work.token + work.trained) + targets * (work.target + work.target_trained) + 2 * work.forward
         weights = body + head if work.whole else 0
         return float(self.forward(sequences, attachment) + body + head + 2 * attention + 2 * own + weights)
+
+    def _work(self, attachment: Attachment) -> Work:
+        """Looked up once: there are hundreds of modules to go through, and every micro-batch asks twice."""
+        if attachment not in self._works:
+            self._works[attachment] = work_of(attachment, self.layers)
+        return self._works[attachment]
 
 
 def _targets(sequences: Sequences, work: Work) -> int:

@@ -90,6 +90,10 @@ class Lane:
         self.note: str | None = None
         self._resume()
 
+    def noted(self, what: str) -> None:
+        """Have ``what`` said beside the run's result."""
+        self.note = what if self.note is None else f"{self.note}; {what}"
+
     def _sequences(self, count: int) -> list[np.ndarray]:
         """Token ids of the first ``count`` training sequences in the run's order, for inits that look at data."""
         steps = range(math.ceil(count / self.spec.budget.batch_size))
@@ -265,7 +269,7 @@ class Lane:
             path = self.job.folder / checkpoint.FILE
             with contextlib.suppress(FileNotFoundError):  # another process of this lane was faster
                 path.replace(path.with_suffix(".damaged"))
-            self.note = f"its checkpoint was damaged, so it was trained from its beginning again ({error})"
+            self.noted(f"its checkpoint was damaged, so it was trained from its beginning again ({error})")
             return
         if found is None:
             return

@@ -24,7 +24,7 @@ from lora_lab.engine.evaluate import Candidate, evaluate
 from lora_lab.engine.lane import Lane, LaneJob
 from lora_lab.errors import LoraLabError, OutOfMemory, SweepFolderError
 from lora_lab.models import BaseModel
-from lora_lab.packing.forward import in_passes, token_losses
+from lora_lab.packing.forward import in_passes, recomputes, token_losses
 from lora_lab.packing.inputs import count_targets
 from lora_lab.packing.paths import Mount
 from lora_lab.spec import Controller, Order, Outcome, Pairs, Recorder, StepMetrics, Verdict
@@ -135,6 +135,8 @@ class Pack:
                 ended.append(LaneEnd(job, None, outcome, text))
                 continue
             self.mount.mount(lane.attachment)
+            if lane.spec.budget.checkpointing and not recomputes(self.mount, lane.attachment):
+                lane.noted("budget.checkpointing has no effect on this method and architecture")
             self.recorder.started(lane.run, lane.spec, lane.total, lane.first_step)
             (done if lane.done else self.lanes).append(lane)
         return ended + self._judge(done)

@@ -66,6 +66,11 @@ class LaneLosses:
     hits: Tensor
 
 
+def recomputes(paths: Paths, attachment: Attachment) -> bool:
+    """Whether gradient checkpointing serves a lane: where layers are computed here, and its rows do not leave them."""
+    return decoder.serves(paths.model) and attachment.solo is None and not paths.leaves_layers(attachment)
+
+
 def in_passes(parts: Sequence[Part], kernels: str) -> list[list[int]]:
     """Which of ``parts`` go through the base together, pass by pass (:func:`~lora_lab.packing.passes.passes`)."""
     rows = [sum(len(ids) for ids, _ in part.sequences) for part in parts]

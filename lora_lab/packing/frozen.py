@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from lora_lab.methods.targets import linear_shape
 from lora_lab.models import frozen_weight
 from lora_lab.packing.phases import phase
 from lora_lab.packing.unpacking import unpacked
@@ -21,14 +22,14 @@ from lora_lab.packing.unpacking import unpacked
 class Frozen:
     """``modules`` (one, or several with equal inputs) as one frozen linear map.
 
-    ``columns`` are the first and past-the-last output column of each.
+    ``columns`` are the first and past-the-last output column of each. ``kernels`` as in ``Layout``.
     """
 
-    def __init__(self, names: Sequence[str], modules: Sequence[nn.Module]) -> None:
-        self.names, self.modules = tuple(names), tuple(modules)
+    def __init__(self, names: Sequence[str], modules: Sequence[nn.Module], kernels: str) -> None:
+        self.names, self.modules, self._kernels = tuple(names), tuple(modules), kernels
         self._merged: Tensor | None = None
         self._moved = False
-        bounds = [0, *itertools.accumulate(len(frozen_weight(module)) for module in modules)]
+        bounds = [0, *itertools.accumulate(linear_shape(module)[1] for module in modules)]
         self.columns: tuple[tuple[int, int], ...] = tuple(itertools.pairwise(bounds))
         self._plain = all(module.weight.is_floating_point() for module in modules)  # type: ignore[operator]
         if len(modules) > 1 and self._plain:
@@ -65,7 +66,7 @@ class Frozen:
         if len(self.modules) == 1 and self._plain:
             return frozen_weight(self.modules[0])
         with phase("workspace"):
-            return unpacked(self.modules, self.columns)
+            return unpacked(self.modules, self.columns, self._kernels)
 
     def product(self, x: Tensor) -> Tensor:
         """``(rows, out)`` of ``x (rows, in)``."""

@@ -97,8 +97,11 @@ class Paths:
     @property
     def along_blocks(self) -> bool:
         """Whether any lane of this forward has a path at a module that is no linear map."""
-        attachments = [share.attachment for share in self._shares if share.attachment is not None]
-        return any(not _linear_map(self._modules[name]) for attachment in attachments for name in attachment.paths)
+        return any(self.leaves_layers(share.attachment) for share in self._shares if share.attachment is not None)
+
+    def leaves_layers(self, attachment: Attachment) -> bool:
+        """Whether ``attachment`` has a path at a module that is no linear map."""
+        return any(not _linear_map(self._modules[name]) for name in attachment.paths)
 
     @property
     def head(self) -> tuple[str, Any]:
@@ -114,7 +117,7 @@ class Paths:
     def _product(self, names: Sequence[str]) -> Frozen:
         key = tuple(names)
         if key not in self._frozen:
-            self._frozen[key] = Frozen(key, [self._modules[name] for name in key])
+            self._frozen[key] = Frozen(key, [self._modules[name] for name in key], self.kernels)
         return self._frozen[key]
 
     def _on_path(self, names: Sequence[str]) -> bool:

@@ -16,11 +16,14 @@ from lora_lab.models import constants, frozen_dtype, frozen_weight
 from lora_lab.packing import native
 
 
-def unpacked(modules: Sequence[nn.Module], columns: Sequence[tuple[int, int]]) -> Tensor:
-    """``(out, in)`` of all ``modules``, whose outputs are ``columns`` of it, as ``frozen_weight`` gives each."""
+def unpacked(modules: Sequence[nn.Module], columns: Sequence[tuple[int, int]], kernels: str) -> Tensor:
+    """``(out, in)`` of all ``modules``, whose outputs are ``columns`` of it, as ``frozen_weight`` gives each.
+
+    ``kernels`` as in :class:`~lora_lab.packing.layout.Layout`.
+    """
     first: Any = modules[0]
     none = torch.empty((0, first.in_features), dtype=frozen_dtype(first), device=first.weight.device)
-    if not native.usable(none) or any(module.weight.is_floating_point() for module in modules):  # type: ignore[operator]
+    if not native.usable(none, kernels) or any(module.weight.is_floating_point() for module in modules):  # type: ignore[operator]
         weights = [frozen_weight(module) for module in modules]
         return weights[0] if len(weights) == 1 else torch.cat(weights)
     out = none.new_empty((columns[-1][1], first.in_features))

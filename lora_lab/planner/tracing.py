@@ -13,6 +13,9 @@ from lora_lab.planner.shape import Shape
 from lora_lab.planner.step import Step, shortened, step_of
 from lora_lab.planner.timeline import extended
 
+KNOWN: dict[Shape, dict[int, Step]] = {}
+"""The traced steps at some ranks, by the shape at rank 1."""
+
 
 @lru_cache(maxsize=4096)
 def trace(shape: Shape) -> Trace:
@@ -46,17 +49,11 @@ def trace(shape: Shape) -> Trace:
 def _step(shape: Shape) -> Step:
     if not tells_ranks(shape):
         return step_of_short(shape) or step_of(shape)
-    rank, known = shape.method.r, traced_ranks(shape.at_rank(1))
+    rank, known = shape.method.r, KNOWN.setdefault(shape.at_rank(1), {})
     step = step_at(shape, known)
     if step is None:
         step = known[rank] = step_of_short(shape) or step_of(shape)
     return step
-
-
-@lru_cache(maxsize=256)
-def traced_ranks(shape: Shape) -> dict[int, Step]:
-    """The traced steps of shapes that are ``shape`` at another rank, by their rank."""
-    return {}
 
 
 def step_of_short(shape: Shape) -> Step | None:

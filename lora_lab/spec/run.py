@@ -32,7 +32,8 @@ class BudgetSpec:
 
     ``batch_size`` examples make one optimizer step, in micro-batches of ``micro_batch_size``
     (``None``: the whole batch at once). With ``checkpointing`` a layer keeps only its input for the backward and
-    computes the rest again there: less memory, more time, the same result.
+    computes the rest again there: less memory, more time, the same result. It serves architectures like Llama and
+    methods that train in packs; where it does not, a run's message says so.
     """
 
     epochs: float | None = None

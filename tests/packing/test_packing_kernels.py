@@ -200,7 +200,7 @@ def test_quantised_weights_are_unpacked_to_the_bit(kind, double, dtype):
     quantise(net, spec)
     steady(net, spec)
     modules = [net.first, net.second]
-    mine = unpacked(modules, [(0, 151), (151, 211)])
+    mine = unpacked(modules, [(0, 151), (151, 211)], "cpu")
     theirs = torch.cat([frozen_weight(module) for module in modules])
     assert mine.dtype == dtype
     assert torch.equal(mine, theirs)

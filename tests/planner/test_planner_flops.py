@@ -76,6 +76,16 @@ def test_the_head_is_counted_where_it_is_computed(name):
     assert said == pytest.approx(traced, rel=0.015)
 
 
+def test_learned_positions_are_looked_up_and_not_multiplied():
+    fields = {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 320}
+    short, long = (
+        Flops(load(ModelSpec("gpt2", source="random", dtype="float32", config=pairs(fields | {"n_positions": n}))))
+        for n in (64, 512)
+    )
+    sequence = [(np.zeros(8, dtype=np.int64), np.ones(8, dtype=bool))]
+    assert short.forward(sequence, None) == long.forward(sequence, None)
+
+
 def test_a_plan_has_what_checkpointing_computes_again_and_a_run_has_not():
     """A run's cost depends on nothing that its key leaves out."""
     method = MethodSpec(r=16, roles=ROLES)

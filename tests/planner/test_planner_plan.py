@@ -299,6 +299,19 @@ def test_on_a_gpu_a_solo_lane_holds_no_attention_scores_and_computes_as_much():
     assert cuda.flops_per_step == pytest.approx(cpu.flops_per_step, rel=0.1)
 
 
+def test_a_plan_for_a_gpu_is_the_same_with_and_without_a_compiler_here(monkeypatch):
+    """There is no kernel of ours there that unpacks weights: what PyTorch needs for it is in the plan."""
+    quantised = replace(LLAMA_2_7B, quantization="nf4")
+    run = spec(replace(quantised, config=pairs(dict(quantised.config) | {"num_hidden_layers": 2})), length=64)
+
+    def parts():
+        return step_of(Shape.of(run, "cuda")).timeline.crests(SHARED)
+
+    here = parts()
+    monkeypatch.setattr("lora_lab.packing.native.library", lambda: None)
+    assert parts() == here
+
+
 def test_lanes_share_the_weights_and_nothing_that_trains():
     one, four = planned(spec()), planned(spec(), lanes=4)
     for part in PARTS:

@@ -89,7 +89,7 @@ def test_a_space_of_many_ranks_is_planned_by_a_few_traces(monkeypatch):
 
     def plans(*ranks):
         tracing.trace.cache_clear()
-        tracing.traced_ranks.cache_clear()
+        tracing.KNOWN.clear()
         space = Space((("method.r", Choices(ranks)), ("optimizer.lr", Choices((1e-3, 1e-2)))))
         return [row.plan for row in planned_points(Sweep("ranks", base, space), memory=10**9, device="cuda")]
 

@@ -40,6 +40,14 @@ def swept(tmp_path: Path) -> Callable[..., Results]:
     return run
 
 
+@pytest.mark.parametrize(("method", "served"), [("lora", True), ("full", False)])
+def test_checkpointing_that_serves_nothing_is_said(swept: Callable[..., Results], method: str, served: bool) -> None:
+    results = swept("budget.checkpointing=true", f"method.name={method}", "sweep.space={optimizer.lr: [1e-3]}")
+    assert {result.outcome for result in results.values()} == {Outcome.COMPLETED}
+    said = [result.message or "" for result in results.values()]
+    assert all(("budget.checkpointing has no effect" in text) is not served for text in said)
+
+
 def test_a_bug_in_one_lanes_construction_is_that_lanes_failure(
     swept: Callable[..., Results], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,16 +9,16 @@ namespace {
 // Neither fused nor in another order, so that a weight is bit for bit the one bitsandbytes gives.
 #if defined(__clang__)
 #define TWO_ROUNDINGS
+#define AS_WRITTEN _Pragma("clang fp contract(off) reassociate(off)")
 #else
+#define AS_WRITTEN
 #define TWO_ROUNDINGS __attribute__((noinline, optimize("fp-contract=off", "no-associative-math")))
 #endif
 
 // The scales of blocks first ... first + n.
 TWO_ROUNDINGS void block_scales(float* out, int64_t first, int64_t n, const float* scales, const uint8_t* narrow,
                                 const float* table, const float* wide, int64_t of, const float* offset) {
-#if defined(__clang__)
-#pragma clang fp contract(off)
-#endif
+    AS_WRITTEN
     if (narrow == nullptr) {
         std::memcpy(out, scales + first, sizeof(float) * n);
         return;
@@ -72,6 +72,7 @@ void unpack4(T* out, const uint8_t* packed, const float* code, int64_t n, int64_
 
 template <class T>
 TWO_ROUNDINGS void unpack_row(T* out, const int8_t* whole, float scale, int64_t d) {
+    AS_WRITTEN
     for (int64_t j = 0; j < d; j++) store(out + j, (static_cast<float>(whole[j]) * scale) * (1.0f / 127.0f));
 }
 
