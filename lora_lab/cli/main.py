@@ -28,7 +28,7 @@ STUDY_VERBS = ("worker", "workers", "stop", "extend", "clone", "retry", "cancel"
 ADAPTER_VERBS = ("merge", "combine", "subspace", "generate", "chat", "latency")
 VERBS = (
     *("sweep", "train", "status", "report", "compare", "reproduce", "ui", "sync", "doctor"),
-    *("plan", "measure", "data", "eval"),
+    *("plan", "measure", "data", "cache", "eval"),
     *STUDY_VERBS,
     *ADAPTER_VERBS,
 )
