@@ -207,8 +207,8 @@ def main() -> None:
         there = rows[more].article - rows[less].article
         here = (rows[more].predicted - rows[less].predicted) / 1e9
         differences.append({"difference": name, "article_gb": round(there, 3), "predicted_gb": round(here, 3)})
-        first, second = rows[more].traced, rows[less].traced
-        by_trace = "" if first is None or second is None else f"{(first - second) / 1e9:+.2f}"
+        theirs = rows[more].traced, rows[less].traced
+        by_trace = "" if theirs[0] is None or theirs[1] is None else f"{(theirs[0] - theirs[1]) / 1e9:+.2f}"
         print(f"| {name} | {there:+.2f} | {here:+.2f} | {by_trace} |")
         if there * here <= 0:
             failures.append(f"{name}: {here:+.2f} GB, the article has {there:+.2f}")

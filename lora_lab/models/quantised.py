@@ -9,6 +9,7 @@ weights are rounded here, while bitsandbytes' own 8-bit forward rounds activatio
 
 from __future__ import annotations
 
+import copy
 import logging
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -160,14 +161,24 @@ def frozen_weight(module: nn.Module) -> Tensor:
     de-quantised by bitsandbytes' kernel of the device. Nothing of it needs a gradient.
     """
     weight: Any = module.weight
+    whole: Tensor
     if getattr(weight, "quant_state", None) is not None:
-        whole: Tensor = bitsandbytes().functional.dequantize_4bit(weight.data, weight.quant_state)
+        whole = _four_bit_numbers(weight.data, weight.quant_state)
     elif hasattr(weight, "SCB"):
         whole = bitsandbytes().functional.int8_vectorwise_dequant(weight.data, *constants(module))
         whole = whole.to(frozen_dtype(module))
     else:
         whole = weight.detach() if isinstance(module, nn.Linear) else weight.detach().t()
     return whole
+
+
+def _four_bit_numbers(packed: Tensor, state: Any) -> Tensor:
+    """The weight as one long row: of several that are no multiple of a block, bitsandbytes' kernel for CPUs (0.50.2)
+    takes some numbers' scales from the wrong block."""
+    flat = copy.copy(state)
+    flat.shape = torch.Size([int(torch.Size(state.shape).numel())])
+    whole: Tensor = bitsandbytes().functional.dequantize_4bit(packed, flat)
+    return whole.view(state.shape)
 
 
 def frozen_dtype(module: nn.Module) -> torch.dtype:
@@ -194,8 +205,7 @@ def rounded(weight: Tensor, spec: ModelSpec) -> Tensor:
     packed, state = library.quantize_4bit(
         weight.contiguous(), compress_statistics=spec.double_quant, quant_type=spec.quantization
     )
-    back: Tensor = library.dequantize_4bit(packed, state)
-    return back
+    return _four_bit_numbers(packed, state)
 
 
 def original_size(parameter: nn.Parameter) -> int:

@@ -110,7 +110,7 @@ def mapped(path: Path, only: str | None = None) -> dict[str, Tensor]:
         size = path.stat().st_size
         if size != 8 + length + max((about["data_offsets"][1] for about in header.values()), default=0):
             raise ValueError(f"it has {size} bytes")
-    except (OSError, ValueError, KeyError, struct.error) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, struct.error) as error:
         raise ModelError(
             f"{path}: not a whole safetensors file ({error}). Remove its folder to have it made again."
         ) from error

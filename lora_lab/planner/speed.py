@@ -34,7 +34,7 @@ def product_rate(kind: str, dtype: str, folder: Path | None = None) -> float | N
     path = (folder or cache_folder() / "speed") / f"{name}.json"
     try:
         return float(read_json(path)["flops_per_second"])
-    except (FileNotFoundError, CheckpointError, KeyError):
+    except (FileNotFoundError, CheckpointError, KeyError, TypeError, ValueError):  # not there, or damaged
         rate = _measured(kind, getattr(torch, dtype))
         write_json(path, made_of | {"flops_per_second": rate})
         return rate

@@ -11,6 +11,7 @@ from typing import Any
 import memory_curve
 import orchestration
 import pytest
+import shared_weights
 import step_profile
 import sweep_throughput
 import torch
@@ -84,3 +85,13 @@ def test_orchestration_measures_a_run_without_its_training(tmp_path: Path, monke
         assert found[storage, "overhead"]["10"]["median_ms"] > 0
         for settled in found[storage, "throughput"].values():
             assert settled["runs"] > 0 and settled["lost"] == settled["doubled"] == settled["crashed"] == 0
+
+
+def test_weights_that_processes_share_are_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORA_LAB_CACHE", str(tmp_path / "cache"))
+    size = ["model.config.hidden_size=512", "model.config.intermediate_size=2048", "model.config.num_hidden_layers=8"]
+    command = ["--processes", "2", "--dtype", "float32", "--model", "model=tiny", *size]
+    entries = run(shared_weights, monkeypatch, tmp_path / "results.json", *command)
+    (entry,) = entries
+    own, shared = (row["mb"] for row in entry["rows"])
+    assert shared < own - 80, "the model has 132 MB, and the second process has no copy of it"

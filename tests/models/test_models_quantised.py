@@ -22,7 +22,7 @@ Tiny = Callable[..., ModelSpec]
 
 GPT2 = {
     "model_type": "gpt2",
-    "n_embd": 48,
+    "n_embd": 64,
     "n_layer": 2,
     "n_head": 2,
     "vocab_size": 320,
@@ -106,7 +106,7 @@ def test_a_frozen_weight_is_the_weight_itself_where_nothing_is_quantised(tiny: T
     llama, gpt2 = load(tiny()).model, load(tiny(GPT2)).model
     assert frozen_weight(llama.lm_head).data_ptr() == llama.lm_head.weight.data_ptr()
     fused = gpt2.transformer.h[0].attn.c_attn
-    x = torch.randn(5, 48)
+    x = torch.randn(5, 64)
     assert torch.equal(x @ frozen_weight(fused).t() + fused.bias, fused(x))
     assert frozen_weight(fused).data_ptr() == fused.weight.data_ptr()
 
@@ -117,11 +117,11 @@ def test_evaluating_leaves_quantised_weights_as_they_are(tiny: Tiny, kind: str, 
     model = load(tiny(dtype=dtype, quantization=kind, double_quant=double)).model
     modules = _linear(model)
     before = {name: frozen_weight(module) for name, module in modules.items()}
-    x = torch.randn(3, 32, dtype=getattr(torch, dtype))
+    x = torch.randn(3, 64, dtype=getattr(torch, dtype))
     with torch.no_grad():
         logits = model(torch.tensor([[5, 6, 7]])).logits
         for module in modules.values():
-            if module.in_features == 32:
+            if module.in_features == 64:
                 assert torch.equal(module(x), nn.functional.linear(x, frozen_weight(module)))
     assert logits.isfinite().all()
     for name, module in modules.items():

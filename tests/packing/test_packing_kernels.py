@@ -188,15 +188,17 @@ class Pair(nn.Module):
 @pytest.mark.parametrize(
     ("kind", "double"), [("nf4", True), ("nf4", False), ("fp4", True), ("fp4", False), ("int8", False)]
 )
+@pytest.mark.parametrize("columns", [37, 32, 96, 64])
 @dtypes
-def test_quantised_weights_are_unpacked_to_the_bit(kind, double, dtype):
-    """Two modules side by side; 37 columns, so that blocks straddle rows and the last one is not full."""
+def test_quantised_weights_are_unpacked_to_the_bit(kind, double, dtype, columns):
+    """Two modules side by side, in whose rows blocks end where they like, and the last one is not full."""
     precision = str(dtype).removeprefix("torch.")
     about = (("model_type", "llama"),)
     spec = ModelSpec(
         name="pair", source="random", config=about, dtype=precision, quantization=kind, double_quant=double
     )
-    net = Pair(37, 151, 60).to(dtype)
+    net = Pair(columns, 151, 60).to(dtype)
+    before = torch.cat([net.first.weight, net.second.weight]).detach().float()
     quantise(net, spec)
     steady(net, spec)
     modules = [net.first, net.second]
@@ -204,3 +206,4 @@ def test_quantised_weights_are_unpacked_to_the_bit(kind, double, dtype):
     theirs = torch.cat([frozen_weight(module) for module in modules])
     assert mine.dtype == dtype
     assert torch.equal(mine, theirs)
+    assert (mine.float() - before).abs().mean() < 0.13 * before.abs().mean(), "the numbers are those before"
