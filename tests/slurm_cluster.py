@@ -19,7 +19,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
-import pytest
 from services import absent
 
 CONFIG = """
@@ -72,7 +71,7 @@ class Slurm:
 
     def __init__(self, folder: Path) -> None:
         if os.geteuid() != 0:
-            pytest.skip("Slurm's daemons are started by root only")
+            absent("slurm", "Slurm's daemons are started by root only")
         programs = {name: sbin(name) for name in ("munged", "slurmctld", "slurmd", "sbatch")}
         self.folder = folder
         self._children: list[subprocess.Popen[bytes]] = []

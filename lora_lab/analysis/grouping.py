@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 HIGHER_IS_BETTER = frozenset({"exact_match", "eval_accuracy", "phi"})
 """``phi`` is the share of directions that two adapters have in common."""
+_LOWER_SCORES = ("perplexity", "bits_per_byte", "_stderr", "brier", ".ties")
 _SCORES = ("scores.", "base_scores.")
 
 
@@ -139,58 +140,47 @@ def best_configuration(frame: pd.DataFrame, metric: str | None = None, direction
         SpecError: an unknown metric or direction.
     """
     metric, direction = objective_of(frame, metric, direction)
-    found = configurations(frame, metric)
-    best = best_of(found, direction, repeats_of(frame))
-    if best is None:
-        return None
-    runs = frame[
-        frame["trial"].isin(best.trials) & (frame["outcome"] == str(Outcome.COMPLETED)) & frame[metric].notna()
-    ]
-    runs = runs.sort_values([metric, "trial", "seed"], ascending=[direction == "minimize", True, True])
-    row: dict[Any, Any] = runs.iloc[0].to_dict()
-    adapter = row.get("adapter")
-    return Best(
-        metric=metric,
-        direction=direction,
-        configuration=best,
-        trial=row["trial"],
-        run=row["run"],
-        seed=row["seed"],
-        value=row[metric],
-        adapter=adapter if isinstance(adapter, str) else None,
-    )
+    names = ("trial", "seed", "outcome", metric, "run")
+    adapters = frame["adapter"].tolist() if "adapter" in frame else [None] * len(frame)
+    runs = zip(*(frame[name].tolist() for name in names), adapters, strict=True)
+    return _best(metric, direction, configurations(frame, metric), repeats_of(frame), runs)
 
 
 def best_of_results(record: SweepRecord, results: Sequence[Mapping[str, Any]]) -> Best | None:
     """:func:`best_configuration` by the sweep's own objective, of results already read and without a frame: the frame
     of ten thousand runs takes longer to make than these to read."""
-    metric, sign = record.objective.metric, record.objective.sign
+    metric, direction = record.objective.metric, record.objective.direction
     groups: dict[tuple[tuple[str, Any], ...], list[tuple[Any, ...]]] = {}
     for tree in results:
         point = tuple((path, frozen(tree["point"].get(path))) for path in record.space.paths)
         measured = [_measured(tree, name) for name in (metric, base_metric(metric))]
         groups.setdefault(point, []).append((*(tree[name] for name in ("trial", "seed", "key", "outcome")), *measured))
     found = [_configuration(point, rows) for point, rows in groups.items()]
-    best = best_of(found, record.objective.direction, record.repeats)
+    runs = (
+        (tree["trial"], tree["seed"], tree["outcome"], _measured(tree, metric), tree["run"], tree.get("adapter"))
+        for tree in results
+    )
+    return _best(metric, direction, found, record.repeats, runs)
+
+
+def _best(
+    metric: str, direction: str, found: Sequence[Configuration], repeats: int, runs: Iterable[tuple[Any, ...]]
+) -> Best | None:
+    """The best of ``found`` with its best run; ``runs`` are ``(trial, seed, outcome, value, run, adapter)``."""
+    best = best_of(found, direction, repeats)
     if best is None:
         return None
-    runs = [
-        (sign * value, tree["trial"], tree["seed"], tree)
-        for tree in results
-        if tree["trial"] in best.trials and tree["outcome"] == Outcome.COMPLETED
-        if (value := _measured(tree, metric)) is not None and math.isfinite(value)
-    ]
-    value, trial, seed, tree = min(runs, key=lambda run: run[:3])
-    return Best(
-        metric=metric,
-        direction=record.objective.direction,
-        configuration=best,
-        trial=trial,
-        run=tree["run"],
-        seed=seed,
-        value=sign * value,
-        adapter=tree.get("adapter"),
+    sign = 1.0 if direction == "minimize" else -1.0
+    trial, seed, _, value, run, adapter = min(
+        (
+            one
+            for one in runs
+            if one[0] in best.trials and one[2] == Outcome.COMPLETED
+            if one[3] is not None and math.isfinite(one[3])
+        ),
+        key=lambda one: (sign * one[3], *one[:2]),
     )
+    return Best(metric, direction, best, trial, run, seed, value, adapter if isinstance(adapter, str) else None)
 
 
 def _measured(tree: Mapping[str, Any], metric: str | None) -> float | None:
@@ -254,14 +244,19 @@ def objective_of(frame: pd.DataFrame, metric: str | None, direction: str | None)
     if direction is None and metric == own["metric"]:
         direction = str(own["direction"])
     if direction is None:
-        lower = any(word in metric for word in ("perplexity", "bits_per_byte", "_stderr", "brier", ".ties"))
-        higher = metric in HIGHER_IS_BETTER or (metric.startswith("scores.") and not lower)
-        direction = "maximize" if higher else "minimize"
+        direction = "maximize" if higher_is_better(metric) else "minimize"
     if direction not in DIRECTIONS:
         raise SpecError(
             f"direction: {direction!r} is not one of {', '.join(DIRECTIONS)}{nearest(direction, DIRECTIONS)}"
         )
     return metric, direction
+
+
+def higher_is_better(metric: str) -> bool:
+    """True of most scores; False of losses, sizes and times, and of scores that are losses (a perplexity, say)."""
+    if metric.startswith("scores."):
+        return not any(word in metric for word in _LOWER_SCORES)
+    return metric in HIGHER_IS_BETTER
 
 
 def repeats_of(frame: pd.DataFrame) -> int:

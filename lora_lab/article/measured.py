@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pandas as pd
 
 from lora_lab.analysis import read_results
+from lora_lab.article.machine import machine
 from lora_lab.errors import CheckpointError, SpecError
 from lora_lab.files import read_json, write_json
 from lora_lab.spec import Outcome
@@ -66,12 +67,18 @@ class Measurement(Protocol):
     def parts(self) -> tuple[str, ...]:
         """The sweeps whose adapters it takes."""
 
+    @property
+    def timed(self) -> bool:
+        """Whether what it measures is the machine's as much as the adapters', and is measured anew on another."""
+
     def __call__(self, runs: Mapping[str, Sequence[Reference]], budget: str, say: Say) -> dict[str, Table]:
         """Measure the runs of each sweep, as thoroughly as the budget says; the tables by name."""
 
 
 def frames_of(measurement: Measurement, folder: Path, budget: str, say: Say) -> dict[str, pd.DataFrame]:
     """The results frames of a measurement of the sweeps in ``folder``; measured unless they are there.
+
+    A table to which no run had anything to give has no frame.
 
     Raises:
         SpecError: a sweep has no completed run.
@@ -85,6 +92,8 @@ def frames_of(measurement: Measurement, folder: Path, budget: str, say: Say) -> 
         "budget": budget,
         "keys": {part: sorted(str(tree["key"]) for tree in trees) for part, trees in results.items()},
     }
+    if measurement.timed:
+        of["machine"] = machine()
     path = folder / measurement.parts[0] / "measured.json"
     tables = _kept(path, of)
     if tables is None:
@@ -103,7 +112,7 @@ def frames_of(measurement: Measurement, folder: Path, budget: str, say: Say) -> 
             for name, table in tables.items()
         }
         write_json(path, {"of": of, "tables": trees})
-    return {name: table.frame(name) for name, table in tables.items()}
+    return {name: table.frame(name) for name, table in tables.items() if table.rows}
 
 
 def _completed(folder: Path) -> list[dict[str, Any]]:

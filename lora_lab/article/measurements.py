@@ -46,6 +46,11 @@ class Sums:
         """Both sweeps."""
         return self.single, self.together
 
+    @property
+    def timed(self) -> bool:
+        """Losses are the same everywhere."""
+        return False
+
     def __call__(self, runs: Mapping[str, Sequence[Reference]], budget: str, say: Say) -> dict[str, Table]:
         """Score the seeds that both sweeps have."""
         from lora_lab.bench.combinations import combination_scores
@@ -100,6 +105,11 @@ class Subspaces:
         """The one sweep."""
         return (self.sweep,)
 
+    @property
+    def timed(self) -> bool:
+        """Directions are the same everywhere."""
+        return False
+
     def __call__(self, runs: Mapping[str, Sequence[Reference]], budget: str, say: Say) -> dict[str, Table]:
         """Compare the ranks of each seed."""
         from lora_lab.adapters import compare_adapters
@@ -124,6 +134,8 @@ class Subspaces:
 
 
 def _shared(pairs: pd.DataFrame, seed: int) -> list[dict[str, Any]]:
+    if pairs.empty:  # one rank completed: there is none to compare it with
+        return []
     columns = {TRAINED: ("phi_1", "phi_r"), CHANCE: ("random_phi_1", "random_phi_r")}
     means = pairs.groupby(["first", "second", "side"], sort=False)[list(itertools.chain(*columns.values()))].mean()
     return [
@@ -154,6 +166,11 @@ class Latency:
     def parts(self) -> tuple[str, ...]:
         """The one sweep."""
         return (self.sweep,)
+
+    @property
+    def timed(self) -> bool:
+        """They are times."""
+        return True
 
     def __call__(self, runs: Mapping[str, Sequence[Reference]], budget: str, say: Say) -> dict[str, Table]:
         """Time them all in one process, in another order each round."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from lora_lab.article.budgets import ordered, overrides_of
 from lora_lab.article.findings import found
+from lora_lab.article.machine import machine
 from lora_lab.article.measured import frames_of
 from lora_lab.article.prepared import prepare
 from lora_lab.article.section import Part, Section, parts_of
 from lora_lab.article.sizing import sizes_of
 from lora_lab.config import Composed, compose_sweep
-from lora_lab.errors import SweepFolderError
+from lora_lab.errors import BadInput, CheckpointError
 from lora_lab.files import read_json, write_json
 
 if TYPE_CHECKING:
@@ -60,10 +59,16 @@ class Reproduction:
         return {part.name: self.compose(part) for part in parts_of(chosen) if not part.planned or self.budget == "full"}
 
     def judge(self, section: Section, command: str, say: Callable[[str], None]) -> dict[str, Any]:
-        """Judge a section by what lies in the folder, and keep that in ``evidence.json``; its tree there."""
+        """Judge a section by what lies in the folder, and keep that in ``evidence.json``; its tree there.
+
+        What cannot be measured of its adapters is left out, and ``say`` is told why.
+        """
         frames = self._frames(section)
         if section.measured is not None and all(part in frames for part in section.measured.parts):
-            frames |= frames_of(section.measured, self.folder, self.budget, say)
+            try:
+                frames |= frames_of(section.measured, self.folder, self.budget, say)
+            except (BadInput, CheckpointError) as error:  # hours of other sections are not lost for it
+                say(f"{section.id}: not measured: {error}")
         sizes = sizes_of(section.sizes, frames, self.folder, say)
         tree = found(section, frames, sizes).to_tree()
         evidence = self.evidence() | {
@@ -86,14 +91,13 @@ class Reproduction:
             return {"sections": {}}
 
     def _frames(self, section: Section) -> dict[str, pd.DataFrame]:
-        from lora_lab.analysis import load_results
+        from lora_lab.analysis import read_results, read_sweep, results_frame
 
         frames = {}
-        for part in section.parts:
-            try:
-                frames[part.name] = load_results(self.folder / part.name)
-            except SweepFolderError:
-                continue  # not trained: the finding says so
+        for folder in (self.folder / part.name for part in section.parts):
+            results = read_results(folder) if (folder / "sweep.json").is_file() else []
+            if results:  # of others the finding says that there are none yet
+                frames[folder.name] = results_frame(read_sweep(folder), results)
         return frames
 
     def _model(self, section: Section) -> str:
@@ -102,17 +106,3 @@ class Reproduction:
         if self.model is not None:
             return model_overrides(self.model)[-1].partition("=")[2]
         return {"smoke": "tiny", "small": "smollm2_135m", "full": "llama2_7b"}[self.budget]
-
-
-def machine() -> str:
-    """The processor, the cores that this process may use, and the versions that decide speed."""
-    import torch
-
-    name = platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        lines = [line.partition(":") for line in cpuinfo.read_text().splitlines()]
-        name = next((value.strip() for key, _, value in lines if key.strip() == "model name"), name)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{cores} cores of {name}{gpu}, Python {platform.python_version()}, torch {torch.__version__}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import math
 import os
@@ -52,21 +51,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the status.
+    """Print the status. Where the study's log cannot be read, a warning says why, and the results are the folder's.
 
     Raises:
-        SweepFolderError: no such sweep.
-        CheckpointError: a result file is torn.
+        SweepFolderError: no such sweep, or a damaged record of one.
+        CheckpointError: ``sweep.json`` is torn; or a result file, where the results are the folder's.
     """
     from lora_lab.analysis import find_sweep, read_sweep
 
     folder = find_sweep(args.sweep)
     record = read_sweep(folder)
-    gc.disable()  # it would look through ten thousand results again and again
-    try:
-        tree = status_tree(record)
-    finally:
-        gc.enable()
+    tree = status_tree(record)
     if args.json:
         print(json.dumps(tree, indent=1, allow_nan=False))
         return 0

@@ -59,10 +59,12 @@ class MethodSpec:
     ``rank_pattern`` sets single modules by the end of their names, before everything else. ``alpha`` holds for every
     rank, as in PEFT; ``alpha_over_r`` is the same ratio at every rank.
 
-    With ``init=adapters`` LoRA begins as the adapters in the folders ``adapters`` (by any names), each times its number
-    in ``weights`` (1 where it has none), brought together as ``combine`` says (with TIES, DARE … the share ``density``
-    of the entries). It is their exact sum where a module's rank is as high as all of theirs together, else the best
-    approximation of its rank; ``budget.steps=0`` scores it as it is.
+    With ``init=adapters`` LoRA begins as the adapters in the folders ``adapters``, each times its number in ``weights``
+    (1 where it has none), brought together as ``combine`` says (with TIES, DARE … the share ``density`` of the
+    entries). Their names are free, but part of the run: the adapters are taken in the order of their names, and what
+    DARE drops of each is drawn in that order, so that other names are another experiment. It is their exact sum where a
+    module's rank is as high as all of theirs together, else the best approximation of its rank; ``budget.steps=0``
+    scores it as it is.
     """
 
     name: str = "lora"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from functools import partial
 
 from lora_lab.errors import LoraLabError
 from lora_lab.spec import Sweep
@@ -86,7 +87,7 @@ class Keeper:
         if not others:
             return
         for name, why in self._watch.lapsed(others, session.log.beats(others)).items():
-            if session.transact(lambda name=name, why=why: self._lapse(name, why)):  # type: ignore[misc]
+            if session.transact(partial(self._lapse, name, why)):
                 log.warning("worker %s is lost (%s); its runs go back into the queue.", name, why)
                 session.log.forget(name)
 

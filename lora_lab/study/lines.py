@@ -18,6 +18,8 @@ from lora_lab.files import folder_errors
 
 TURN_SECONDS = 0.03
 """About how often somebody who waits for a lock asks for it, where there is something to do meanwhile."""
+POLL_SECONDS = 1.0
+"""How long somebody asks for a lock, which those who wait in the kernel's queue get first, before they wait there."""
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +113,7 @@ def file_lock(path: Path, *, wait: bool = True, meanwhile: Callable[[], object] 
     """The kernel's lock on ``path``, given back at the end, or by the end of the process.
 
     True once it is held; with ``wait=False`` False at once where somebody else holds it. ``meanwhile`` is called again
-    and again while others hold it.
+    and again while others hold it, for :data:`POLL_SECONDS`; then the kernel's queue gives everybody a turn.
 
     Raises:
         SweepFolderError: the file cannot be created.
@@ -128,7 +130,8 @@ def file_lock(path: Path, *, wait: bool = True, meanwhile: Callable[[], object] 
 
 def _take(file: int, meanwhile: Callable[[], object] | None) -> None:
     """Wait for the lock on an open file."""
-    while meanwhile is not None:
+    until = time.monotonic() + POLL_SECONDS
+    while meanwhile is not None and time.monotonic() < until:
         if _taken(file):
             return
         meanwhile()

@@ -53,11 +53,17 @@ class Unreachable(Exception):
     """The log at ``url`` cannot be reached now; what was being appended may be durable or not."""
 
     def __init__(self, url: str, cause: Exception) -> None:
-        super().__init__(words_of(cause))  # may be logged: the URL may hold a password
+        super().__init__(words_of(cause, url))
         self.url, self.cause = url, cause
 
 
-def words_of(error: Exception) -> str:
-    """What a database's driver said, in one line, without the statement and its values."""
+def words_of(error: Exception, url: str | None) -> str:
+    """What the driver of the database at ``url`` said, in one line: without its password, the statement and values."""
     cause = getattr(error, "orig", None) or getattr(error.__cause__, "orig", None) or error
-    return (str(cause).strip() or type(cause).__name__).splitlines()[0]
+    text = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+    if url is None:
+        return text
+    from sqlalchemy.engine import make_url
+
+    password = make_url(url).password
+    return text.replace(str(password), "***") if password else text

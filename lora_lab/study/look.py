@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -9,25 +12,36 @@ from typing import Any
 from lora_lab.errors import LoraLabError
 from lora_lab.files import read_json
 from lora_lab.spec import FIRST_BRANCH, thaw
+from lora_lab.spec.result import MAPPINGS
 from lora_lab.study.entries import WorkerState
 from lora_lab.study.lease import is_gone
 from lora_lab.study.log import Unreachable
-from lora_lab.study.state import MAPPINGS, State
+from lora_lab.study.state import State
 
 STORAGE_VARIABLE = "LORA_LAB_STORAGE"
 """The environment variable that gives the storage's URL where it has a password, which no file keeps."""
 
+log = logging.getLogger(__name__)
+
 
 def look(folder: Path, storage: str | None = None) -> State | None:
-    """What the log of the study in ``folder`` adds up to; ``None`` where there is none, or it cannot be read now."""
+    """What the log of the study in ``folder`` adds up to; ``None`` where there is none, or it cannot be read now: then
+    the log of this program says why."""
     if storage is None:
         storage = execution_of(folder).get("storage")
-    state = State()
+    state, collects = State(), gc.isenabled()
+    gc.disable()  # it would look through ten thousand results again and again
     try:
         for event in _events(folder, storage):
-            state.apply(event)
-    except (Unreachable, LoraLabError, FileNotFoundError):
+            state.take(event)
+    except FileNotFoundError:
         return None
+    except (Unreachable, LoraLabError) as error:
+        log.warning("%s: its study cannot be read now: %s", folder, error)
+        return None
+    finally:
+        if collects:
+            gc.enable()
     return state
 
 
@@ -63,8 +77,5 @@ def _events(folder: Path, storage: str | None) -> list[dict[str, Any]]:
         return list(Lines(folder / FILE, durable=False, remedy=REMEDY, writes=False).read(0))
     from lora_lab.study.opening import open_log
 
-    log = open_log(storage, folder, execution_of(folder).get("study") or folder.name)
-    try:
-        return log.read(0)
-    finally:
-        log.close()
+    with contextlib.closing(open_log(storage, folder, execution_of(folder).get("study") or folder.name)) as events:
+        return events.read(0)

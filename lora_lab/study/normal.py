@@ -9,21 +9,23 @@ from __future__ import annotations
 
 import functools
 import importlib
+import logging
 
 import scipy.special
 
 MODULE = "optuna.samplers._tpe._truncnorm"
 FUNCTION = "_log_ndtr"
 
+log = logging.getLogger(__name__)
+
 
 @functools.cache
-def quicken() -> bool:
-    """Let TPE use SciPy's function; ``False`` where this version of Optuna has no such place, and stays as it is."""
+def quicken() -> None:
+    """Let TPE use SciPy's function. Where this version of Optuna has no such place it stays as it is, which is said."""
     try:
         module = importlib.import_module(MODULE)
-    except ImportError:
-        return False
-    there = hasattr(module, FUNCTION)
-    if there:
+        getattr(module, FUNCTION)
+    except (ImportError, AttributeError) as error:
+        log.info("TPE draws slowly: this version of Optuna has no %s.%s (%s).", MODULE, FUNCTION, error)
+    else:
         setattr(module, FUNCTION, scipy.special.log_ndtr)
-    return there

@@ -97,9 +97,9 @@ def _replayed(events: list[Event], where: str) -> State:
     state = State()
     try:
         for event in events:
-            state.apply(event)
-    except (LoraLabError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise StorageError(f"{where}: event {state.count} of its log makes no sense ({error!r}).") from error
+            state.take(event)
+    except LoraLabError as error:
+        raise StorageError(f"{where}: {error}") from error
     if state.sweep is None:
         raise SweepFolderError(f"{where}: no sweep is in it.")
     return state

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from lora_lab.errors import StorageError
 from lora_lab.spec import Sweep
 from lora_lab.study.lease import clock, new_name
 from lora_lab.study.log import Event, Log, Unreachable
@@ -115,13 +114,7 @@ class Session:
                     raise
 
     def _apply(self, event: Event) -> None:
-        try:
-            self.state.apply(event)
-        except (KeyError, AttributeError, TypeError, ValueError) as error:
-            raise StorageError(
-                f"event {self.state.count} of the study's log ({event.get('op')!r}) makes no sense after those before "
-                f"it ({error!r}). It was written by another version of lora-lab, or altered."
-            ) from error
+        self.state.take(event)
         if self._samples:
             if self._shadow is None and event["op"] == "sweep":
                 tree = {name: value for name, value in event["tree"].items() if name != "key"}

@@ -30,11 +30,11 @@ The events that steer the search stand in :mod:`.course`; those about who holds 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
-from lora_lab.spec import Outcome, RunResult, pairs, run_id
+from lora_lab.errors import StorageError
+from lora_lab.spec import Outcome, RunResult, run_id
 from lora_lab.study.course import COURSE_OPS
 from lora_lab.study.holding import HOLDING_OPS, Holding
 from lora_lab.study.log import Event
@@ -64,6 +64,21 @@ class State(Holding):
         """The last transaction of each author (see :meth:`lora_lab.study.study.Study`)."""
         self.finished: list[int] = []
         """Trials in the order in which all their runs were settled."""
+
+    def take(self, event: Event) -> None:
+        """:meth:`apply` the next event of a log that may be damaged.
+
+        Raises:
+            StorageError: it makes no sense here.
+        """
+        try:
+            self.apply(event)
+        except (KeyError, AttributeError, TypeError, ValueError) as error:
+            what = event.get("op") if isinstance(event, dict) else event
+            raise StorageError(
+                f"event {self.count} of the study's log ({what!r}) makes no sense after those before "
+                f"it ({error!r}). It was written by another version of lora-lab, or altered."
+            ) from error
 
     def apply(self, event: Event) -> None:
         """Take in the next event of the log."""
@@ -111,7 +126,7 @@ class State(Holding):
         self.trials[event["trial"]].pruned_at = event["step"]
 
     def _settle(self, event: Event) -> None:
-        result = _result(event["result"])
+        result = RunResult.unchecked(event["result"])
         run = self.runs[result.run]
         run.result = self.results[run.id] = result
         run.order = None
@@ -152,16 +167,6 @@ class State(Holding):
     def _go(self, event: Event) -> None:
         self.halted = None
         self.failures.clear()
-
-
-MAPPINGS = tuple(field.name for field in fields(RunResult) if field.type == "Pairs")
-"""Fields of a result that are mappings."""
-
-
-def _result(tree: Mapping[str, Any]) -> RunResult:
-    """:meth:`RunResult.from_tree` without its checks, which took most of the time it takes to read a log."""
-    frozen = {name: pairs(tree[name]) for name in MAPPINGS if name in tree}
-    return RunResult(**{**tree, **frozen, "outcome": Outcome(tree["outcome"])})
 
 
 def failure(message: str | None) -> str:

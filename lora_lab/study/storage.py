@@ -139,12 +139,10 @@ def reachable(url: str | None) -> Iterator[None]:
 
 def gone(url: str | None, error: Exception) -> StorageError:
     """The :class:`StorageError` of a database that answers with ``error``, without its password."""
-    text = words_of(error)
-    if url is not None and (password := make_url(url).password):
-        text = text.replace(str(password), "***")
     return StorageError(
-        f"sweep.storage={shown(url)}: cannot be reached ({text}). Start the database or mend the URL, and give the "
-        "same command again: what was settled is safe. sweep.storage=null keeps the study in the sweep's folder."
+        f"sweep.storage={shown(url)}: cannot be reached ({words_of(error, url)}). Start the database or mend the "
+        "URL, and give the same command again: what was settled is safe. sweep.storage=null keeps the study in the "
+        "sweep's folder."
     )
 
 

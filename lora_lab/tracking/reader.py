@@ -17,7 +17,7 @@ from lora_lab.errors import StorageError, nearest
 from lora_lab.spec import ROLES, Choices, Domain, IntRange, Masks, RunResult, Space, show, thaw
 from lora_lab.tracking.experiment import connect
 from lora_lab.tracking.record import SERIES
-from lora_lab.tracking.store import redact
+from lora_lab.tracking.store import first_line, redact
 
 PAGE = 1000
 """Runs that one search gives."""
@@ -39,8 +39,9 @@ def read_store(sweep: str, uri: str, experiment: str | None = None) -> tuple[dic
         client = connect(uri)
         experiments = {e.name: e.experiment_id for e in client.search_experiments()}
     except Exception as error:  # whatever a store can do
-        cause = next(iter(redact(str(error)).strip().splitlines()), type(error).__name__)
-        raise StorageError(f"{where} cannot be read ({cause}). Is this the URI that the sweep was sent to?") from error
+        raise StorageError(
+            f"{where} cannot be read ({first_line(error)}). Is this the URI that the sweep was sent to?"
+        ) from error
     if experiment is not None and experiment not in experiments:
         raise StorageError(
             f"{where} has no experiment {experiment!r}{nearest(experiment, experiments)} "
@@ -81,7 +82,7 @@ def _sweep_tree(client: Any, parent: Any) -> dict[str, Any]:
         except Exception as error:  # whatever an artifact store can do
             raise StorageError(
                 f"sweep {parent.data.tags['sweep']!r}: its sweep.json cannot be read from the MLflow artifacts "
-                f"({redact(str(error)).splitlines()[0]}). Is the artifact location mounted here?"
+                f"({first_line(error)}). Is the artifact location mounted here?"
             ) from error
     return {"key": parent.data.tags.get("lora_lab.key", "")} | tree
 

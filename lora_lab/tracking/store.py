@@ -21,6 +21,9 @@ SQLITE = "sqlite:///"
 SHORTEST_SECRET = 6
 """Characters below which a value is not looked for in texts: it would be found in innocent words."""
 
+LONGEST_LINE = 300
+"""Characters of an error that are shown."""
+
 _SECRET_NAME = re.compile(
     r"(?:^|_)(?:token|password|passwd|secret|credentials?|access_key|api_key|apikey|auth|pat|key)(?:$|_)", re.IGNORECASE
 )
@@ -50,6 +53,12 @@ def redact(text: str) -> str:
         text = text.replace(secret, "***")
     text = _TOKEN.sub(r"\g<scheme>***@", _USER.sub(r"\g<scheme>\g<user>:***@", text))
     return _QUERY.sub(r"\g<name>***", text)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one redacted line; its name where it says nothing."""
+    said = getattr(error, "orig", None) or error  # SQLAlchemy adds the statement and a link
+    return redact(next(iter(str(said).strip().splitlines()), type(error).__name__))[:LONGEST_LINE]
 
 
 def _secrets() -> list[str]:
@@ -162,5 +171,6 @@ def _check_database(uri: str) -> None:
     except ImportError as error:
         raise _refuse(uri, f"its driver is not installed ({error})", "Install it.") from error
     except (SQLAlchemyError, OSError) as error:
-        cause = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-        raise _refuse(uri, f"the database does not answer ({cause})", "Start it, or mend the URI.") from error
+        raise _refuse(
+            uri, f"the database does not answer ({first_line(error)})", "Start it, or mend the URI."
+        ) from error

@@ -14,7 +14,7 @@ from typing import Any
 from lora_lab.spec import Execution, Sweep
 from lora_lab.tracking.children import Predict
 from lora_lab.tracking.experiment import connect
-from lora_lab.tracking.store import redact, resolve_uri
+from lora_lab.tracking.store import first_line, redact, resolve_uri
 from lora_lab.tracking.uploader import OutOfTime, Uploader
 
 POLL_SECONDS = 3.0
@@ -139,8 +139,8 @@ class Tracker:
 
     def _failed(self, error: Exception) -> None:
         if self._error is None:
-            log.info("MLflow at %s cannot be reached, it is tried again: %s", redact(self.uri), _first_line(error))
-        self._error = _first_line(error)
+            log.info("MLflow at %s cannot be reached, it is tried again: %s", redact(self.uri), first_line(error))
+        self._error = first_line(error)
 
 
 class Untracked:
@@ -165,8 +165,3 @@ def open_tracker(
         return Untracked()
     folder = Path(execution.folder)
     return Tracker(folder, sweep, resolve_uri(spec), spec.experiment, predict=predict, niceness=niceness)
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return redact(text.splitlines()[0])[:300]

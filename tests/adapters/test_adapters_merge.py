@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +15,16 @@ import torch
 from adapters.shapes import CONFIGS, model_spec
 from safetensors.torch import load_file
 
+from lora_lab.adapters import verifying
 from lora_lab.adapters.merging import merge
 from lora_lab.adapters.unmerging import unmerge
 from lora_lab.adapters.verifying import COMPUTED, logits, verify
 from lora_lab.errors import MethodError, SpecError, SweepFolderError
 from lora_lab.methods import load as load_adapter
 from lora_lab.models import frozen_weight, load
+from lora_lab.models.loading import loading
 from lora_lab.models.roles import TABLE
-from lora_lab.spec import MethodSpec, from_tree, pairs
+from lora_lab.spec import MethodSpec, ModelSpec, from_tree, pairs
 from lora_lab.spec.method import INITS, METHODS, RANK_SHAPES
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -147,6 +152,34 @@ def test_a_tied_head_is_untied_only_where_it_changes(
         before = load_file(Path(model.path) / "model.safetensors")["model.embed_tokens.weight"]
         assert torch.equal(tensors["model.embed_tokens.weight"], before)
         assert verify(reference, tmp_path / f"out-{untied}", "float32").holds
+
+
+def test_verifying_rounds_no_adapter_and_lets_the_base_go_first(
+    stored: Callable[..., Any], saved: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Adapters beside a quantised base in bfloat16 stay what they are; DoRA's hold modules of the base."""
+    seen: set[torch.dtype] = set()
+    bases: list[weakref.ref[Any]] = []
+
+    def look(base: Any, attachment: Any, ids: Any) -> Any:
+        seen.update(one.dtype for one in attachment.parameters().values())
+        bases.extend(weakref.ref(module) for module in base.model.modules())
+        return logits(base, attachment, ids)
+
+    @contextlib.contextmanager
+    def load_next(spec: ModelSpec) -> Iterator[None]:
+        gc.collect()
+        assert all(base() is None for base in bases), "two models at once"
+        with loading(spec):
+            yield
+
+    monkeypatch.setattr(verifying, "logits", look)
+    monkeypatch.setattr("lora_lab.models.loading.loading", load_next)
+    reference, _, base = saved(stored("llama", quantization="int8", dtype="bfloat16"), r=4, dora=True)
+    merge(reference, tmp_path / "out")
+    del base
+    assert verify(reference, tmp_path / "out", "bfloat16").holds
+    assert bases and seen == {torch.float32}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -34,6 +34,7 @@ from lora_lab.analysis.claims import (
 from lora_lab.analysis.claims import (
     Test as Kind,
 )
+from lora_lab.analysis.grouping import higher_is_better, objective_of
 from lora_lab.analysis.verdicts import Status, Verdict, not_better
 from lora_lab.errors import SpecError
 from lora_lab.spec import all_masks
@@ -122,6 +123,17 @@ def test_each_side_is_tuned_by_itself() -> None:
     assert found.status is YES and found.effect == pytest.approx(0.1, abs=0.02) and found.n == 4
     untuned = verdict(Better(at(8), at(2)), s=frame)
     assert untuned.n == 12 and untuned.effect == pytest.approx(-0.3, abs=0.02), "paired over every rate alike"
+
+
+def test_scores_that_are_losses_are_tuned_to_be_low() -> None:
+    points = [{**r, **lr} for r in RANKS[:2] for lr in RATES[:2]]
+    metric = "scores.text.word_perplexity"
+    frame = frame_of(points, lambda p: 3 + (p["method.r"] == 2) + (p["optimizer.lr"] == 1e-4), seeds=4)
+    frame = frame.assign(**{metric: frame["eval_loss"]})
+    assert Side("s", at(8).point, ("optimizer.lr",)).values(Evidence({"s": frame}), metric).mean() < 3.5
+    assert objective_of(frame, metric, None) == (metric, "minimize")
+    assert verdict(Better(at(8), at(2), metric), s=frame).status is YES
+    assert higher_is_better("scores.text.acc") and not higher_is_better("scores.text.ties")
 
 
 def test_trends_of_the_gap() -> None:

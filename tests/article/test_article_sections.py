@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,21 +13,23 @@ import pandas as pd
 import pytest
 from simulated_sweeps import frame_of
 
+from lora_lab.adapters.references import Reference
+from lora_lab.adapters.subspace import Comparison
 from lora_lab.analysis.claims import Size
 from lora_lab.analysis.verdicts import Status
 from lora_lab.article import Reproduction, Section, page, screen, sections
 from lora_lab.article.budgets import chosen_data, data_overrides, planned_run
 from lora_lab.article.findings import found
 from lora_lab.article.measured import Table, frames_of
-from lora_lab.article.measurements import BASE, CHANCE, MEAN, OWN, SIDES, SUM, TOGETHER, TRAINED
+from lora_lab.article.measurements import BASE, CHANCE, MEAN, OWN, SIDES, SUM, TOGETHER, TRAINED, Subspaces
 from lora_lab.article.prepared import prepare
-from lora_lab.article.section import Part, parts_of
+from lora_lab.article.section import Part, TableOf, parts_of
 from lora_lab.config import compose_run
 from lora_lab.config.places import sweep_names
 from lora_lab.data.taskmix import generate
-from lora_lab.errors import ConfigError, DataError
+from lora_lab.errors import ConfigError, DataError, SweepFolderError
 from lora_lab.files import write_json
-from lora_lab.spec import DataSpec, RunResult, to_tree
+from lora_lab.spec import DataSpec, ModelSpec, Outcome, RunResult, RunSpec, pairs, to_tree
 
 EVERY = sections()
 COMBINATIONS = (BASE, OWN, SUM, MEAN, TOGETHER)
@@ -170,6 +172,7 @@ class Count:
     """A measurement that counts how often it is made."""
 
     made: list[int]
+    timed: bool = False
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -203,6 +206,69 @@ def test_a_measurement_is_made_once_and_again_when_runs_have_come(
     frames_of(one, tmp_path, "smoke", print)
     frames_of(one, tmp_path, "small", print)
     assert one.made == [1, 2, 2]
+
+
+def test_times_are_measured_again_on_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lora_lab.adapters.resolve", list)
+    tree = {"run": "t0000-s0", "trial": 0, "seed": 0, "key": "key", "outcome": "COMPLETED"}
+    write_json(tmp_path / "demo" / "runs" / "t0000-s0" / "result.json", to_tree(RunResult.from_tree(tree)))
+    for timed, times in ((False, 1), (True, 2)):
+        one = Count([], timed)
+        for name in ("one machine", "another", "another"):
+            monkeypatch.setattr("lora_lab.article.measured.machine", lambda name=name: name)
+            frames_of(one, tmp_path, "smoke", print)
+        assert len(one.made) == times
+
+
+@dataclass(frozen=True)
+class Nothing(Count):
+    """A measurement to one of whose tables no run had anything to give."""
+
+    def __call__(self, runs: Mapping[str, Sequence[object]], budget: str, say: object) -> dict[str, Table]:
+        return {**super().__call__(runs, budget, say), "none": Table(("side",), "phi", ())}
+
+
+def test_a_table_without_rows_is_a_table_that_is_not_there(
+    tmp_path: Path, fabricate: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lora_lab.adapters.resolve", list)
+    fabricate({"method.r": {"choices": [4, 8]}}, folder=tmp_path / "demo")
+    tables = (TableOf("counts", metric="phi", extras=()), TableOf("none", metric="phi", extras=()))
+    section = Section("T1-demo", "", "", (Part("demo"),), tables=tables, measured=Nothing([]))
+    for _ in range(2):  # measured, and kept
+        tree = reproduction(tmp_path).judge(section, "", print)
+        assert [table["title"][0] for table in tree["tables"]] == ["counts: phi (higher is better)"]
+
+
+def test_a_part_whose_runs_all_failed_does_not_end_the_rest(tmp_path: Path, fabricate: Callable[..., object]) -> None:
+    outcomes = {(trial, seed): Outcome.DIVERGED for trial in range(2) for seed in range(2)}
+    fabricate({"method.r": {"choices": [4, 8]}}, folder=tmp_path / "demo", outcomes=outcomes)
+    section, said = Section("T1-demo", "", "", (Part("demo"),), measured=Count([])), list[str]()
+    tree = reproduction(tmp_path).judge(section, "", said.append)
+    assert said == ["T1-demo: not measured: demo has no completed run, so nothing can be measured of its adapters."]
+    assert tree["notes"] == ["demo: 4 of 4 runs ended DIVERGED"]
+
+
+def test_one_rank_alone_shares_no_direction(monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = ["rank_90", "effective_rank", "amplification", "random_amplification"]
+    modules = pd.DataFrame([{"adapter": "8", "role": "query", **dict.fromkeys(columns, 1.0)}])
+    alone = Comparison(("8",), modules, pd.DataFrame([]), {}, {})
+    monkeypatch.setattr("lora_lab.adapters.compare_adapters", lambda references: alone)
+    spec = RunSpec(model=ModelSpec(name="tiny", source="random", config=pairs({"model_type": "llama"})))
+    tables = Subspaces("demo")({"demo": [Reference("one", None, spec.model, spec)]}, "smoke", print)
+    assert tables["s0_shared"].rows == () and len(tables["s0_used"].rows) == 1
+
+
+def test_only_a_folder_without_a_record_counts_as_not_trained(tmp_path: Path) -> None:
+    section = Section("T1-demo", "", "", (Part("demo"),))
+    assert reproduction(tmp_path).judge(section, "", print)["notes"] == ["demo: no results yet"]
+    write_json(tmp_path / "demo" / "sweep.json", {"name": "demo"})
+    write_json(
+        tmp_path / "demo" / "runs" / "t0000-s0" / "result.json",
+        {"run": "t0000-s0", "trial": 0, "seed": 0, "key": "key", "outcome": "COMPLETED", "point": {}},
+    )
+    with pytest.raises(SweepFolderError, match="not the record of a sweep"):
+        reproduction(tmp_path).judge(section, "", print)
 
 
 def test_the_page_shows_what_is_there_and_how_to_get_the_rest(tmp_path: Path) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import multiprocessing
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from processes import until
 from sqlalchemy.engine import make_url
 
+from lora_lab.study import lines
+from lora_lab.study.lines import file_lock
 from lora_lab.study.log import Log
 from lora_lab.study.opening import open_log
 
@@ -127,9 +131,9 @@ def test_studies_in_one_database_do_not_meet(storage: str | None, tmp_path: Path
 
 
 def test_who_waits_reads_meanwhile(storage: str | None, open_one: Open) -> None:
-    """What was written before its turn is read before its turn, while others still write."""
-    if storage is not None and storage.startswith("postgresql"):
-        pytest.skip("PostgreSQL keeps its own queue")
+    """What was written before its turn is read before its turn, while others still write; PostgreSQL keeps a queue of
+    its own, and reads once before it stands in it."""
+    times = 1 if storage is not None and storage.startswith("postgresql") else 3
     one, other = open_one(), open_one()
     heard: list[int] = []
     entered, leave = threading.Event(), threading.Event()
@@ -142,15 +146,33 @@ def test_who_waits_reads_meanwhile(storage: str | None, open_one: Open) -> None:
 
     def meanwhile() -> None:
         heard.append(len(heard))
-        if len(heard) == 3:
+        if len(heard) == times:
             leave.set()
 
     writer = threading.Thread(target=write)
     writer.start()
     assert entered.wait(30)
     with other.exclusive(meanwhile):
-        assert len(heard) >= 3 and [event["op"] for event in other.read(0)] == ["a"]
+        assert len(heard) == 1 if times == 1 else len(heard) >= times
+        assert [event["op"] for event in other.read(0)] == ["a"]
     writer.join()
+
+
+def test_who_waits_long_gets_into_the_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those who stand in the kernel's queue come before those who ask now and again."""
+    monkeypatch.setattr(lines, "POLL_SECONDS", 0.2)
+    asked: list[float] = []
+
+    def wait() -> None:
+        with file_lock(tmp_path / "lock", meanwhile=lambda: asked.append(time.monotonic())):
+            pass
+
+    with file_lock(tmp_path / "lock"):
+        waiter = threading.Thread(target=wait)
+        waiter.start()
+        until(lambda: asked and time.monotonic() - asked[-1] > 1.0, "the end of the asking", seconds=20)
+    waiter.join(30)
+    assert not waiter.is_alive() and asked[-1] - asked[0] < 1.0
 
 
 def test_a_full_server_is_waited_for(request: pytest.FixtureRequest) -> None:

@@ -150,7 +150,10 @@ class TestRungs:
         rungs = Rungs(1, 3, seed=0)
         values = [0.5, 0.1, 0.9, 0.2, 0.3, 0.8]
         trials = {n: Steps([(1, value)], paused_at=1) for n, value in enumerate(values)}
-        rank = lambda n, rung: trials[n].rungs[rung][1]  # noqa: E731
+
+        def rank(n, rung):
+            return trials[n].rungs[rung][1]
+
         assert rungs.promotable(trials, rank) == [1, 3]
         trials[1].rungs.append((3, 0.05))
         trials[3].paused_at = None
@@ -209,6 +212,10 @@ def settled(study, run):
     return simulated._result(run, Outcome.PRUNED)
 
 
+def dearer_by_rank(spec, name):
+    return 10.0 * spec.method.r
+
+
 class TestSeveralObjectives:
     TWO = (Objective("eval_loss"), Objective("lane_bytes"))
 
@@ -237,8 +244,7 @@ class TestSeveralObjectives:
     def test_pruning_spares_what_is_worse_but_cheaper(self, make_sweep, execution):
         """Ranks fall from the best and dearest to the worst and cheapest: all of them are on the front."""
         median = strategy("median", n_startup_trials=2)
-        figures = lambda spec, name: 10.0 * spec.method.r  # noqa: E731
-        with Study.open(make_sweep(RANKS, pruner=median, objectives=self.TWO), execution, figures) as study:
+        with Study.open(make_sweep(RANKS, pruner=median, objectives=self.TWO), execution, dearer_by_rank) as study:
             Simulated(study, lanes=1).work()
             assert set(outcomes(study).values()) == {"COMPLETED"}
         elsewhere = replace(execution, folder=execution.folder + "-blind")
@@ -248,10 +254,12 @@ class TestSeveralObjectives:
 
     def test_rungs_spare_them_too(self, make_sweep, execution):
         asha = strategy("asha", min_resource=1, reduction_factor=2)
-        figures = lambda spec, name: 10.0 * spec.method.r  # noqa: E731
         space = {"method.r": [64, 32, 16, 8], "method.dropout": [0.0, 0.4]}
-        loss = lambda spec, seed, step: by_rank(spec, seed, step) + spec.method.dropout  # noqa: E731
-        with Study.open(make_sweep(space, pruner=asha, objectives=self.TWO), execution, figures) as study:
+
+        def loss(spec, seed, step):
+            return by_rank(spec, seed, step) + spec.method.dropout
+
+        with Study.open(make_sweep(space, pruner=asha, objectives=self.TWO), execution, dearer_by_rank) as study:
             Simulated(study, loss, lanes=8).work()
             steps = [(dict(r.point)["method.dropout"], r.steps) for r in study.results()]
         assert all((step > 1) == (dropout == 0.0) for dropout, step in steps), steps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import math
 import os
@@ -15,6 +16,7 @@ import pytest
 from lora_lab.errors import CheckpointError, StorageError, SweepFolderError
 from lora_lab.spec import Execution, Outcome, Space, Sweep, pairs
 from lora_lab.study import Study
+from lora_lab.study.look import look
 
 
 class Killed(BaseException):
@@ -288,6 +290,26 @@ class TestDamage:
         path.unlink()
         with Study.open(sweep, execution) as study:
             assert study.results() == results
+
+    @pytest.mark.parametrize(
+        ("line", "why"),
+        [
+            ("garbage", "line 5: not JSON"),
+            ('{"op": "settle", "run": 1}', "event 4 of the study's log ('settle') makes no sense"),
+            ("4", "event 4 of the study's log (4) makes no sense"),
+        ],
+    )
+    def test_who_looks_at_a_spoilt_log_is_told(self, make_sweep, execution, result_of, caplog, line, why):
+        _, _, folder = self.finished(make_sweep, execution, result_of)
+        assert look(folder) is not None and gc.isenabled()
+        path = folder / "study.log"
+        lines = path.read_text().splitlines()
+        path.write_text("\n".join([*lines[:4], line, *lines[5:], ""]))
+        assert look(folder) is None and gc.isenabled()
+        assert f"{folder}: its study cannot be read now: " in caplog.text and why in caplog.text
+        caplog.clear()
+        path.unlink()
+        assert look(folder) is None and not caplog.text, "there is none, and nothing to be said of it"
 
     def test_a_spoilt_journal_is_made_again(self, make_sweep, execution, result_of, caplog):
         sweep, _, folder = self.finished(make_sweep, execution, result_of)

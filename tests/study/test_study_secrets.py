@@ -10,7 +10,9 @@ from lora_lab.spec import Execution, TrackingSpec
 from lora_lab.study import Study
 from lora_lab.study.folder import SweepFolder
 from lora_lab.study.lease import Lease
+from lora_lab.study.log import Unreachable
 from lora_lab.study.look import execution_of
+from lora_lab.study.storage import gone
 
 
 @pytest.fixture
@@ -33,6 +35,13 @@ def test_no_password_is_written_beside_a_sweep(tmp_path, storage, kept):
     text = (tmp_path / "execution.json").read_text()
     assert "hunter2" not in text
     assert json.loads(text)["storage"] == kept and json.loads(text)["tracking"]["uri"] == "http://host:5000"
+
+
+def test_what_a_driver_says_has_no_password_in_it():
+    url = "postgresql+psycopg://ada:hunter2@db/study"
+    away = Unreachable(url, OSError("ada:hunter2@db does not answer\nsecond line"))
+    assert str(away) == "ada:***@db does not answer"
+    assert "hunter2" not in str(gone(url, away.cause))
 
 
 def test_a_database_that_goes_away_is_logged_without_its_password(own_server: Postgres, make_sweep, tmp_path, caplog):

@@ -30,6 +30,17 @@ def test_a_store_gives_the_frame_of_the_folder(training, execution):
     pd.testing.assert_frame_equal(there[same], here[same], check_dtype=False)
 
 
+def test_an_artifact_store_that_fails_without_a_word_is_named(training, execution, monkeypatch):
+    def fails(*_):
+        raise TimeoutError
+
+    sent(training, execution)
+    tracking = execution.tracking
+    monkeypatch.setattr("mlflow.MlflowClient.download_artifacts", fails)
+    with pytest.raises(StorageError, match=r"sweep\.json cannot be read from the MLflow artifacts \(TimeoutError\)"):
+        lora_lab.load_results("masks and ranks", store=tracking.uri, experiment=tracking.experiment)
+
+
 def test_outcomes_and_scores_come_back_and_runs_that_go_on_do_not(training, execution):
     runs = list(training.runs())
     name, trial, point, spec = runs[0]

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import pandas as pd
 
 from lora_lab.analysis.gap import with_gap
-from lora_lab.analysis.grouping import HIGHER_IS_BETTER, check_metric, check_path, plain_value, searched_paths
+from lora_lab.analysis.grouping import check_metric, check_path, higher_is_better, plain_value, searched_paths
 from lora_lab.analysis.intervals import LEVEL, holm
 from lora_lab.analysis.naming import point_name, value_name
 from lora_lab.analysis.verdicts import Status, Verdict
@@ -156,11 +156,6 @@ def paired(a: Side, b: Side, evidence: Evidence, metric: str) -> tuple[list[floa
 def aligned(a: pd.Series[float], b: pd.Series[float]) -> pd.DataFrame:
     """Columns ``a`` and ``b``: two series of values by block, at the blocks that they share."""
     return pd.DataFrame({"a": a, "b": b}).reindex([block for block in a.index if block in b.index])
-
-
-def higher_is_better(metric: str) -> bool:
-    """True of scores, False of losses, sizes and times."""
-    return metric in HIGHER_IS_BETTER or metric.startswith("scores.")
 
 
 def _labels(frame: pd.DataFrame, paths: Sequence[str]) -> list[str]:

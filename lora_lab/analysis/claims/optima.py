@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from lora_lab.analysis.claims.evidence import Evidence, higher_is_better
+from lora_lab.analysis.claims.evidence import Evidence
 from lora_lab.analysis.gap import blocked_slope
-from lora_lab.analysis.grouping import check_metric, check_path
+from lora_lab.analysis.grouping import check_metric, check_path, higher_is_better
 from lora_lab.analysis.intervals import Floats
 from lora_lab.analysis.verdicts import Verdict, better, verdict_of
 from lora_lab.errors import SpecError

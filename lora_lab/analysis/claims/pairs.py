@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from lora_lab.analysis.claims.evidence import Evidence, Side, aligned, higher_is_better, paired
+from lora_lab.analysis.claims.evidence import Evidence, Side, aligned, paired
+from lora_lab.analysis.grouping import higher_is_better
 from lora_lab.analysis.verdicts import Verdict, better, not_better, same_within
 from lora_lab.errors import SpecError
 
