@@ -16,7 +16,9 @@ import step_profile
 import sweep_throughput
 import torch
 
+from lora_lab.models import load
 from lora_lab.packing import native
+from lora_lab.spec import ModelSpec, pairs
 
 kernel = native.call
 
@@ -89,9 +91,12 @@ def test_orchestration_measures_a_run_without_its_training(tmp_path: Path, monke
 
 def test_weights_that_processes_share_are_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LORA_LAB_CACHE", str(tmp_path / "cache"))
-    size = ["model.config.hidden_size=512", "model.config.intermediate_size=2048", "model.config.num_hidden_layers=8"]
-    command = ["--processes", "2", "--dtype", "float32", "--model", "model=tiny", *size]
-    entries = run(shared_weights, monkeypatch, tmp_path / "results.json", *command)
-    (entry,) = entries
+    fields = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 8, "vocab_size": 320}
+    config = pairs({"model_type": "llama", "num_attention_heads": 4} | fields)
+    base = load(ModelSpec("random", source="random", dtype="float32", config=config))
+    base.model.save_pretrained(tmp_path / "model")
+    base.tokenizer.save_pretrained(tmp_path / "model")
+    words = ["--processes", "2", "--dtype", "float32", "--model", "model=hf", f"model.path={tmp_path / 'model'}"]
+    (entry,) = run(shared_weights, monkeypatch, tmp_path / "results.json", *words)
     own, shared = (row["mb"] for row in entry["rows"])
-    assert shared < own - 80, "the model has 132 MB, and the second process has no copy of it"
+    assert shared < own - 80, "the model has 134 MB, and the second process has no copy of it"

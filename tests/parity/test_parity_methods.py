@@ -56,7 +56,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
 @pytest.fixture(params=["llama", "gpt2", "nf4"])
 def base(request: pytest.FixtureRequest) -> BaseModel:
     kind, quantised = request.param, request.param == "nf4"
-    config = pairs(CONFIGS["llama" if quantised else kind])
+    wide = {"hidden_size": 64, "intermediate_size": 128} if quantised else {}  # rows of whole blocks, see tests/methods
+    config = pairs(CONFIGS["llama" if quantised else kind] | wide)
     quantization = kind if quantised else "none"
     return load(ModelSpec(kind, source="random", dtype="float32", config=config, quantization=quantization))
 
