@@ -4,6 +4,7 @@
     trainers   the same in concurrent processes that share the cores, as Ray Tune or joblib would do it
     loop       a plain torch loop with stock PEFT
     pack       this project's engine, with each number of --lanes
+    packs      the same lanes in concurrent packs that share the cores, as with launcher.workers
 
 The better of ``trainer`` and ``trainers`` is the peer. Before the rounds it is tuned for the shape: eager and SDPA
 attention, and logits of all positions or of supervised ones, are tried, and the fastest is taken.
@@ -41,21 +42,23 @@ from lora_lab.config import compose_sweep
 from lora_lab.spec import to_tree
 
 RESULTS = Path(__file__).parent / "results" / "sweep_throughput.json"
-METHODS = (*PEERS, "loop", "pack")
+METHODS = (*PEERS, "loop", "pack", "packs")
 SHAPES = ("1x64", "2x96", "4x128", "alpaca")
 
 
 def whole(args: argparse.Namespace, job: Job, words: list[str]) -> dict[str, Any]:
-    """The sweep from command to table, by the peers and by ``lora-lab sweep``."""
-    methods = [*(m for m in PEERS if m in args.methods), sweeps.OURS]
+    """The sweep from command to table, by the peers and by ``lora-lab sweep``, in one process and in several."""
+    peers = [m for m in PEERS if m in args.methods]
+    ours = [sweeps.OURS, *([f"{sweeps.OURS} launcher.workers={args.processes}"] if "packs" in args.methods else [])]
+    methods = [*peers, *ours]
     seconds: dict[str, list[float]] = {method: [] for method in methods}
     losses: dict[str, dict[str, float]] = {}
     for turn in range(args.whole_rounds):
         for method in methods if turn % 2 == 0 else methods[::-1]:
             took, losses[method] = sweeps.measure(method, job, words, len(job.specs), args.processes)
             seconds[method].append(took)
-    peers = [min(taken) for taken in zip(*(seconds[m] for m in methods[:-1]), strict=True)]
-    ratios = [peer / ours for peer, ours in zip(peers, seconds[sweeps.OURS], strict=True)]
+    best = [min(taken) for taken in zip(*(seconds[m] for m in peers), strict=True)]
+    ratios = {m: [peer / took for peer, took in zip(best, seconds[m], strict=True)] for m in ours} if peers else {}
     return {
         "table": "whole sweep",
         "machine": machine.facts(args.device) | {"threads": args.threads},
@@ -64,7 +67,7 @@ def whole(args: argparse.Namespace, job: Job, words: list[str]) -> dict[str, Any
         "peer": {"attention": job.attention, "every_logit": job.every_logit},
         "rounds": args.whole_rounds,
         "seconds": {method: spread(taken) for method, taken in seconds.items()},
-        "ratio_to_peer": spread(ratios) if ratios else None,
+        "ratio_to_peer": {method: spread(found) for method, found in ratios.items()},
         "mean_eval_loss": {method: statistics.fmean(found.values()) for method, found in losses.items()},
     }
 
@@ -74,9 +77,9 @@ def show_whole(entry: dict[str, Any]) -> None:
     print(f"\nthe sweep of {entry['runs']} runs from command to table ({' '.join(entry['overrides'])})")
     for method, taken in entry["seconds"].items():
         loss = entry["mean_eval_loss"][method]
-        print(f"{method:<15} {taken['median']:>7.1f} s ({taken['min']:.1f}-{taken['max']:.1f})  eval loss {loss:.4f}")
-    if ratio := entry["ratio_to_peer"]:
-        print(f"lora-lab sweep to the better peer: {ratio['median']:.2f}x ({ratio['min']:.2f}-{ratio['max']:.2f})")
+        print(f"{method:<35} {taken['median']:>7.1f} s ({taken['min']:.1f}-{taken['max']:.1f})  eval loss {loss:.4f}")
+    for method, ratio in entry["ratio_to_peer"].items():
+        print(f"{method} to the better peer: {ratio['median']:.2f}x ({ratio['min']:.2f}-{ratio['max']:.2f})")
 
 
 def show(entry: dict[str, Any]) -> None:

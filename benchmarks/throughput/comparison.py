@@ -34,9 +34,11 @@ class Comparison:
         self.losses: dict[str, dict[str, float]] = {}
 
     def methods(self) -> list[str]:
-        """Names of the methods, the pack's with its lanes."""
-        solo = [method for method in self.args.methods if method != "pack"]
-        return solo + [f"pack {lanes}" for lanes in self.args.lanes if "pack" in self.args.methods]
+        """Names of the methods, the packs' with their lanes."""
+        alone = [method for method in self.args.methods if method not in ("pack", "packs")]
+        one = [f"pack {lanes}" for lanes in self.args.lanes if "pack" in self.args.methods]
+        several = [f"packs {lanes}" for lanes in self.args.lanes if "packs" in self.args.methods and lanes > 1]
+        return alone + one + several
 
     def job(self, method: str, runs: list[str], **fields: Any) -> Job:
         """A job for one process."""
@@ -54,15 +56,22 @@ class Comparison:
 
     def jobs(self, method: str) -> list[Job]:
         """The processes of a method."""
+        if method.startswith("packs"):
+            runs = list(self.specs)[: int(method.split()[1])]
+            return self._together("pack", runs, lanes=-(-len(runs) // self.args.processes))
         if method.startswith("pack"):
             lanes = int(method.split()[1])
             runs = self.solo if lanes == 1 else list(self.specs)[:lanes]
             return [self.job("pack", runs, lanes=lanes)]
         if method == "trainers":
-            count = min(self.args.processes, len(self.solo))
-            threads = max(1, self.args.threads // count)
-            return [replace(self.job("trainer", self.solo[i::count]), threads=threads) for i in range(count)]
+            return self._together("trainer", self.solo)
         return [self.job(method, self.solo)]
+
+    def _together(self, method: str, runs: list[str], **fields: Any) -> list[Job]:
+        """Concurrent processes that share the runs and the cores."""
+        count = min(self.args.processes, len(runs))
+        threads = max(1, self.args.threads // count)
+        return [replace(self.job(method, runs[i::count], **fields), threads=threads) for i in range(count)]
 
     def tune(self) -> None:
         """Try the peer's options on one run of middle size, and keep the fastest."""
@@ -89,8 +98,8 @@ class Comparison:
         """Every method once, in an order that turns round."""
         methods = self.methods()
         outcomes = {m: self.do(self.jobs(m)) for m in (methods if turn % 2 == 0 else methods[::-1])}
-        all_threads = [found for m, founds in outcomes.items() if m != "trainers" for found in founds]
-        peak = max((found.peak for found in all_threads), default=sum(f.peak for f in outcomes.get("trainers", [])))
+        all_threads = [found for m, founds in outcomes.items() if len(founds) == 1 for found in founds]
+        peak = max((found.peak for found in all_threads), default=sum(f.peak for f in next(iter(outcomes.values()))))
         for method, founds in outcomes.items():
             rate = sum(found.flops / found.seconds for found in founds)
             memory = sum(found.peak_bytes for found in founds)

@@ -30,7 +30,8 @@ def overrides(steps: int, examples: int) -> list[str]:
 def measure(method: str, job: Job, words: Sequence[str], runs: int, count: int) -> tuple[float, dict[str, float]]:
     """Seconds from command to table, and each run's held-out loss, by its place in the sweep.
 
-    ``job`` is one process of the peer that does it all; ``trainers`` divides its runs among ``count`` of them.
+    ``job`` is one process of the peer that does it all; ``trainers`` divides its runs among ``count`` of them. Words
+    after ``lora-lab sweep`` are its overrides.
 
     Raises:
         RuntimeError: a program failed.
@@ -38,9 +39,14 @@ def measure(method: str, job: Job, words: Sequence[str], runs: int, count: int) 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         environment = processes.environment(job.threads) | {"LORA_LAB_CACHE": str(_without_tokens(folder / "cache"))}
-        if method == OURS:
+        if method.startswith(OURS):
             command = [sys.executable, "-c", "from lora_lab.cli.main import main; main()", "sweep", str(SWEEP), *words]
-            command += [f"sweep.trials={runs}", f"sweep.dir={folder / 'sweep'}", f"device={job.device}"]
+            command += [
+                f"sweep.trials={runs}",
+                f"sweep.dir={folder / 'sweep'}",
+                f"device={job.device}",
+                *method.removeprefix(OURS).split(),
+            ]
             seconds = _timed([command], environment, folder)
             results = [read_json(path) for path in sorted((folder / "sweep" / "runs").glob("*/result.json"))]
             return seconds, {f"run{result['trial']:02d}": result["eval_loss"] for result in results}

@@ -38,17 +38,17 @@ def run(program: ModuleType, monkeypatch: pytest.MonkeyPatch, results: Path, *wo
 
 
 def test_sweep_throughput_compares_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ("--quick", "--shapes", "1x16", "--methods", "trainers", "pack")
+    words = ("--quick", "--shapes", "1x16", "--methods", "trainers", "pack", "packs")
     steps, whole = run(sweep_throughput, monkeypatch, tmp_path / "results.json", *words)
     rows = {row["method"]: row for row in steps["rows"]}
-    assert list(rows) == ["trainers", "pack 3"]
+    assert list(rows) == ["trainers", "pack 3", "packs 3"]
     assert rows["trainers"]["ratio_to_peer"]["median"] == 1.0
     for row in rows.values():
         assert row["flops_per_second"]["median"] > 0
         assert row["peak_bytes"] > 1e8
         assert len(row["losses"]) == row["runs"] == 3
     assert steps["losses_agree"]
-    assert set(whole["seconds"]) == {"trainers", "lora-lab sweep"}
+    assert set(whole["seconds"]) == {"trainers", "lora-lab sweep", "lora-lab sweep launcher.workers=2"}
     losses = whole["mean_eval_loss"].values()
     assert max(losses) - min(losses) < 0.1
 
