@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lora_lab.engine.pack import LaneEnd
+from lora_lab.engine.pack import LaneEnd, out_of_memory
+from lora_lab.errors import OutOfMemory
 from lora_lab.models import BaseModel
 from lora_lab.spec import Outcome, RunResult, pairs
 from lora_lab.worker.bases import BaseScores
@@ -92,6 +93,16 @@ def settle(
         started=started,
         ended=time.time(),
     )
+
+
+def outcome_of(error: Exception) -> Outcome:
+    """What a run comes to in whose training ``error`` was raised.
+
+    An evaluation that has too little memory (:class:`~lora_lab.errors.OutOfMemory`) is FAILED: smaller parts of a
+    batch do not help it.
+    """
+    short = out_of_memory(error) or "out of memory" in str(error).lower()  # CUDA's own errors are no OutOfMemoryError
+    return Outcome.OUT_OF_MEMORY if short and not isinstance(error, OutOfMemory) else Outcome.FAILED
 
 
 def as_pruned(end: LaneEnd) -> LaneEnd:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import multiprocessing
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import troubled_shards
 from parity.lanes import Listener, tiny
 from processes import lost_shard
 from safetensors.torch import load_file
 
 from lora_lab.engine import checkpoint
-from lora_lab.errors import Interrupted, SpecError
+from lora_lab.errors import Interrupted, SpecError, SweepFolderError
 from lora_lab.planner import plan
 from lora_lab.spec import (
     BudgetSpec,
@@ -107,6 +110,35 @@ def test_a_process_that_is_lost_ends_the_run_and_not_the_worker(
     monkeypatch.setattr(wide.shard, "hold", lost_shard)
     result = trained(divided(SPEC), tmp_path, Listener())
     assert result.outcome is Outcome.FAILED and "shard 1 of 2 ended with code 3" in str(result.message)
+
+
+@pytest.mark.parametrize("last", [troubled_shards.half_a_message, troubled_shards.a_question])
+def test_a_process_that_is_lost_while_it_speaks_is_told_by_its_exit_code(last: Callable[[Any], None]) -> None:
+    context = multiprocessing.get_context("forkserver")
+    mine, theirs = context.Pipe()
+    process = context.Process(target=last, args=(theirs,), name="shard 0")
+    process.start()
+    theirs.close()
+    process.join()
+    queue = Listener()
+    ended = wide.serve([mine], [process], queue, queue)
+    assert ended.lost is not None and "shard 0 of 1 ended with code 3" in ended.lost.message
+    mine.close()
+
+
+def test_too_little_memory_in_one_process_is_met_with_smaller_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wide.shard, "hold", troubled_shards.short_of_memory)
+    result = trained(divided(SPEC), tmp_path, Listener())
+    assert result.outcome is Outcome.COMPLETED, result.message
+    assert result.message == "trained in micro-batches of 1"
+
+
+def test_a_full_disk_is_the_studys_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wide.shard, "hold", troubled_shards.no_space)
+    with pytest.raises(SweepFolderError, match="no space left"):
+        trained(divided(SPEC), tmp_path, Listener())
 
 
 @pytest.mark.parametrize(
