@@ -39,7 +39,9 @@ def settle(
     started: float,
     memory: Memory,
 ) -> RunResult:
-    """Save the lane's adapter and say what came of its run. ``folder`` is the sweep's."""
+    """Save the lane's adapter and say what came of its run. ``folder`` is the sweep's. A paused lane is told of as if
+    it never went on."""
+    end = _as_pruned(end) if end.paused else end
     lane, spec = end.lane, end.job.spec
     if lane is None:
         return RunResult(
@@ -105,7 +107,7 @@ def outcome_of(error: Exception) -> Outcome:
     return Outcome.OUT_OF_MEMORY if short and not isinstance(error, OutOfMemory) else Outcome.FAILED
 
 
-def as_pruned(end: LaneEnd) -> LaneEnd:
+def _as_pruned(end: LaneEnd) -> LaneEnd:
     """What becomes of a paused lane that never goes on."""
     step = end.lane.step if end.lane else 0
     return replace(end, outcome=Outcome.PRUNED, message=f"paused at step {step}, and not among the best there")

@@ -32,7 +32,7 @@ from lora_lab.spec import EvalMetrics, Order, Outcome, RunResult, RunSpec, StepM
 from lora_lab.worker import files, stages
 from lora_lab.worker.bases import base_scores, held_bytes, tokenised
 from lora_lab.worker.facts import Teller
-from lora_lab.worker.results import Memory, as_pruned, outcome_of, settle
+from lora_lab.worker.results import Memory, outcome_of, settle
 from lora_lab.worker.scoring import scores_at_end, scores_during
 
 
@@ -134,8 +134,7 @@ def _train(rank: int, asked: Asked, pipe: Connection) -> Ended:
     teller = Teller(base)
     if shards.first:
         teller.begun(asked.folder, tokens)
-    stem = stages.stem_of(spec, spec.budget.total_steps(len(tokens.train))) if asked.stem else None
-    jobs = [LaneJob(asked.run, spec, tokens, asked.folder, asked.key, stem)]
+    jobs = [LaneJob(asked.run, spec, tokens, asked.folder, asked.key, stages.stem_for(asked, len(tokens.train)))]
     # No question is asked after the end: where this process alone has too little memory, the others are in the step.
     ends = next(pack.train(lambda: jobs.pop() if jobs else None), [])
     if not ends or ports.orders().get(asked.run) is Order.DROP:
@@ -145,7 +144,7 @@ def _train(rank: int, asked: Asked, pipe: Connection) -> Ended:
         return Ended(lost=Lost(end.outcome, end.message or ""))
     scored = scores_at_end(pack.mount, [end.lane] if end.outcome is Outcome.COMPLETED else [])
     result = settle(
-        as_pruned(end) if end.paused else end,
+        end,
         base=base,
         scores=scores,
         scored=scored.get(asked.run),

@@ -16,7 +16,7 @@ from processes import lost_shard
 from safetensors.torch import load_file
 
 from lora_lab.engine import checkpoint
-from lora_lab.errors import Interrupted, SpecError, SweepFolderError
+from lora_lab.errors import Interrupted, LoraLabError, SpecError, SweepFolderError
 from lora_lab.planner import plan
 from lora_lab.spec import (
     BudgetSpec,
@@ -29,6 +29,7 @@ from lora_lab.spec import (
     RunSpec,
 )
 from lora_lab.worker import wide
+from lora_lab.worker.capacity import Capacity
 from lora_lab.worker.devices import check_devices
 from lora_lab.worker.interrupt import Interrupt
 from lora_lab.worker.single import train_one
@@ -133,6 +134,15 @@ def test_too_little_memory_in_one_process_is_met_with_smaller_parts(
     result = trained(divided(SPEC), tmp_path, Listener())
     assert result.outcome is Outcome.COMPLETED, result.message
     assert result.message == "trained in micro-batches of 1"
+
+
+def test_a_divided_run_that_cannot_be_planned_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unplanned(*asked: Any) -> int:
+        raise LoraLabError("no plan")
+
+    monkeypatch.setattr(Capacity, "halvings", unplanned)
+    result = trained(divided(SPEC), tmp_path, Listener())
+    assert result.outcome is Outcome.FAILED and "no plan" in str(result.message)
 
 
 def test_a_full_disk_is_the_studys_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
