@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,6 +23,7 @@ from lora_lab.spec import (
     BudgetSpec,
     DataSpec,
     EvaluationSpec,
+    LauncherSpec,
     MethodSpec,
     OptimizerSpec,
     Outcome,
@@ -180,6 +182,30 @@ def test_more_parts_than_devices_are_refused_and_so_is_company(tmp_path: Path) -
     assert plan(divided(SPEC), memory=8 << 30, device="cpu").lanes_that_fit == 1
     one, two = (plan(divided(FULL), memory=1 << 30, device=kind).memory for kind in ("cpu", "cuda"))
     assert two == 2 * one, "two GPUs have twice the memory, two processes of one machine have not"
+
+
+@pytest.mark.parametrize(
+    ("launcher", "said"),
+    [
+        ({"name": "slurm", "gpus_per_node": 8}, "a worker has 1 of the GPUs"),
+        ({"name": "slurm", "gpus_per_node": 2, "gpus_per_worker": 4}, "gpus_per_node=2"),
+        ({"name": "ray", "gpus_per_worker": 2}, "a worker has 2 of the GPUs"),
+        ({"name": "slurm", "gpus_per_node": 4, "gpus_per_worker": 4}, None),
+        ({"name": "slurm"}, None),
+        ({"name": "ray", "gpus_per_worker": 4}, None),
+        ({"name": "ray"}, None),
+        ({"workers": 2}, "a worker has 1 of the GPUs"),
+    ],
+)
+def test_workers_elsewhere_are_held_to_what_their_launcher_gives_them(
+    launcher: dict[str, Any], said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However few devices this machine, a login node, has itself."""
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4 if "workers" in launcher else 0)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: "workers" in launcher)
+    with contextlib.nullcontext() if said is None else pytest.raises(SpecError, match=said):
+        check_devices(divided(SPEC).at({"model.shards": 4}), "auto", LauncherSpec(**launcher))
 
 
 def test_a_divided_base_is_part_of_the_experiment() -> None:
