@@ -111,7 +111,7 @@ def _check_input(composed: Composed) -> None:
     from lora_lab.worker.preflight import check_runs, points_to_check
 
     device_kind(composed.execution.device)
-    check_runs(points_to_check(composed.sweep), composed.execution.device)
+    check_runs(points_to_check(composed.sweep), composed.execution.device, composed.execution.launcher)
 
 
 def _script(composed: Composed) -> str:

@@ -109,22 +109,26 @@ def interpreter(execution: Execution) -> list[str]:
     return [sys.executable] if said is None else shlex.split(said)
 
 
-def one_of_the_gpus(environment: Mapping[str, str], number: int, each: int = 1) -> dict[str, str]:
+def gpus_of(environment: Mapping[str, str], number: int, each: int = 1) -> dict[str, str]:
     """Variables that leave worker ``number`` of a node one of its GPUs, or ``each``; none where there are none.
 
     ``CUDA_VISIBLE_DEVICES`` of ``environment`` says which there are, else ``nvidia-smi`` is asked: torch takes seconds
     to load, and memory on the GPU.
     """
-    said = environment.get("CUDA_VISIBLE_DEVICES")
-    if said is not None:
-        seen = [word.strip() for word in said.split(",") if word.strip()]
-    elif program := shutil.which("nvidia-smi"):
-        listed = subprocess.run([program, "-L"], capture_output=True, text=True, check=False).stdout
-        seen = [str(n) for n, _ in enumerate(line for line in listed.splitlines() if line.startswith("GPU "))]
-    else:
-        seen = []
+    seen = gpus_in(environment)
     mine = dict.fromkeys(seen[(number * each + i) % len(seen)] for i in range(each)) if seen else {}
     return {"CUDA_VISIBLE_DEVICES": ",".join(mine)} if seen else {}
+
+
+def gpus_in(environment: Mapping[str, str]) -> list[str]:
+    """The node's GPUs, by the names that ``CUDA_VISIBLE_DEVICES`` has for them."""
+    said = environment.get("CUDA_VISIBLE_DEVICES")
+    if said is not None:
+        return [word.strip() for word in said.split(",") if word.strip()]
+    if program := shutil.which("nvidia-smi"):
+        listed = subprocess.run([program, "-L"], capture_output=True, text=True, check=False).stdout
+        return [str(n) for n, _ in enumerate(line for line in listed.splitlines() if line.startswith("GPU "))]
+    return []
 
 
 def not_installed(package: str, launcher: str, error: ModuleNotFoundError) -> LauncherError:

@@ -9,10 +9,11 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from lora_lab.launch.launcher import Job, JobState, interpreter, one_of_the_gpus, worker_words
+from lora_lab.launch.launcher import Job, JobState, gpus_in, gpus_of, interpreter, worker_words
 from lora_lab.spec import Execution
 from lora_lab.study.lease import is_gone, this_process
 from lora_lab.study.look import STORAGE_VARIABLE
+from lora_lab.worker.capacity import GPUS_VARIABLE
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
@@ -56,7 +57,8 @@ class Processes:
         for name in THREADS:
             environment[name] = str(min(len(cores), _number(os.environ.get(name)) or len(cores)))
         if self._execution.device in ("auto", "cuda"):
-            environment |= one_of_the_gpus(environment, place, launcher.gpus_a_worker)
+            environment[GPUS_VARIABLE] = str(len(gpus_in(environment)))
+            environment |= gpus_of(environment, place, launcher.gpus_a_worker)
         if self._execution.storage is not None:
             environment[STORAGE_VARIABLE] = self._execution.storage
         words = [*interpreter(self._execution), *worker_words(self._execution)]

@@ -23,7 +23,7 @@ from types import FrameType
 from typing import Any
 
 from lora_lab.errors import LauncherError, RunFailed
-from lora_lab.launch.launcher import Job, JobState, interpreter, not_installed, one_of_the_gpus, worker_words
+from lora_lab.launch.launcher import Job, JobState, gpus_of, interpreter, not_installed, worker_words
 from lora_lab.spec import Execution, thaw
 
 TIMEOUTS = 10_000
@@ -184,7 +184,7 @@ class Joiner:
         """
         before = {number: signal.signal(number, self._pass_on) for number in (signal.SIGUSR2, signal.SIGTERM)}
         place_on_node = int(os.environ.get("SLURM_LOCALID", "0"))
-        environment = dict(os.environ) | one_of_the_gpus(os.environ, place_on_node, self.gpus)
+        environment = dict(os.environ) | gpus_of(os.environ, place_on_node, self.gpus)
         environment["OMP_NUM_THREADS"] = os.environ.get("SLURM_CPUS_PER_TASK") or str(len(os.sched_getaffinity(0)))
         self._child = subprocess.Popen(
             [sys.executable, *self.words, "--parent", str(os.getpid())],

@@ -87,10 +87,13 @@ class DividedFull(Full):
         return {name.removeprefix(PREFIX): self._whole(value.detach(), name) for name, value in self.own.items()}
 
     def _whole(self, tensor: Tensor, name: str | None) -> Tensor:
-        """All processes' ``tensor``, together shaped like parameter ``name``; on the CPU."""
+        """All processes' ``tensor``, together shaped like parameter ``name``; on the CPU of the first, which writes it,
+        and empty in the others."""
         if name is None or tensor.shape != self.own[name].shape:
             return tensor
-        return whole(tensor, self.parts[name]).cpu()
+        assert self.shards is not None
+        together = whole(tensor, self.parts[name])
+        return together.cpu() if self.shards.first else torch.empty(0)
 
     def _part(self, tensor: Tensor, name: str | None) -> Tensor:
         if name is None or tensor.shape != self.parts[name].shape:

@@ -48,8 +48,8 @@ class BaseModel:
 def load(spec: ModelSpec, device: str = "cpu", shards: Shards | None = None) -> BaseModel:
     """Load a base model, its tokenizer and its roles onto ``device`` (``cpu``, ``cuda``, ``cuda:N``).
 
-    With ``shards``, all processes of which have to call this, it is read into memory of the machine and divided from
-    there.
+    With ``shards``, all processes of which have to call this, it is divided from the memory of the machine, where it is
+    once for all of them.
 
     A ``wheel`` model is prepared first. Weights are ``spec.dtype``, those of linear maps quantised as ``spec`` says
     (:mod:`lora_lab.models.quantised`); buffers (rotary frequencies) keep the float32 they are made in. On a CPU saved
@@ -63,7 +63,7 @@ def load(spec: ModelSpec, device: str = "cpu", shards: Shards | None = None) -> 
     where = _device(device)
     tokenizer = load_tokenizer(spec)
     first = torch.device("cpu") if shards is not None else where
-    file = shared_file(spec) if _shareable(spec, where, shards) else None
+    file = shared_file(spec) if _shareable(spec, first) else None
     if file is not None:
         model = load_shared(spec, file)
     else:
@@ -137,8 +137,8 @@ def total_parameters(model: PreTrainedModel) -> int:
     return count
 
 
-def _shareable(spec: ModelSpec, where: torch.device, shards: Shards | None) -> bool:
-    return where.type == "cpu" and shards is None and spec.source != "random" and spec.quantization == "none"
+def _shareable(spec: ModelSpec, first: torch.device) -> bool:
+    return first.type == "cpu" and spec.source != "random" and spec.quantization == "none"
 
 
 def _random(spec: ModelSpec, device: torch.device) -> Any:

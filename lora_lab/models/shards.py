@@ -93,4 +93,5 @@ def part(full: Tensor, divided: Any) -> Tensor:
     mesh = divided.device_mesh
     chunks = full.chunk(mesh.size())
     rank = mesh.get_local_rank()
-    return chunks[rank] if rank < len(chunks) else full[:0]
+    mine = chunks[rank] if rank < len(chunks) else full[:0]
+    return mine.clone()  # a view would keep all of it

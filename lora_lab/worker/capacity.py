@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,6 +26,9 @@ from lora_lab.spec import DataSpec, Execution, ModelSpec, RunSpec
 
 ROUND = 8
 """Lengths are rounded up to multiples of this, so that runs on nearly equal data are planned once."""
+
+GPUS_VARIABLE = "LORA_LAB_GPUS"
+"""Environment variable with the number of GPUs that this machine's workers share, of which a worker sees its own."""
 
 WITHOUT_LIMIT = 1 << 60
 """Bytes held against a plan of which only the size is wanted."""
@@ -55,9 +59,8 @@ class Capacity:
     @staticmethod
     def of(execution: Execution) -> Capacity:
         """The capacity that ``execution`` gives each of its workers."""
-        sharers = execution.launcher.workers if execution.launcher.name == "local" else 1
         folder = Path(execution.folder)
-        return Capacity(execution.device, execution.device_memory, sharers, folder, execution.max_lanes)
+        return Capacity(execution.device, execution.device_memory, sharers(execution), folder, execution.max_lanes)
 
     @property
     def free(self) -> int:
@@ -145,6 +148,23 @@ class Capacity:
             length, supervised = (min(-(-n // ROUND) * ROUND, dataset.max_length) for n in most)
             self._lengths[key] = length, supervised
         return self._lengths[key]
+
+
+def sharers(execution: Execution) -> int:
+    """How many workers use one device together, at most: the CPU all of a machine's, a GPU those that are given it."""
+    launcher, device = execution.launcher, execution.device
+    if launcher.name == "ray":
+        return max(1, int(1 / launcher.gpus_per_worker)) if launcher.gpus_per_worker > 0 else 1
+    if launcher.name != "local":
+        return 1
+    if device not in ("auto", "cuda") or device_kind(device) == "cpu":
+        return launcher.workers
+    import torch
+
+    gpus = int(os.environ.get(GPUS_VARIABLE) or torch.cuda.device_count())
+    if gpus == 0:  # the launcher found none to give, and all take the first that torch finds
+        return launcher.workers
+    return max(1, -(-launcher.workers * min(launcher.gpus_a_worker, gpus) // gpus))
 
 
 def targets(split: Split) -> np.ndarray:

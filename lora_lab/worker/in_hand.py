@@ -20,7 +20,7 @@ class InHand:
     recorder: Recorder
     run_folder: Callable[[str], Path]
     say: Callable[[str], None]
-    crowd: int = 0
+    crowd: int = field(default=0, init=False)
     """The most runs that trained at once in this pack."""
     _tasks: dict[str, tuple[Task, float]] = field(default_factory=dict)
     _specs: dict[str, RunSpec] = field(default_factory=dict)
@@ -31,6 +31,14 @@ class InHand:
 
     def __iter__(self) -> Iterator[Task]:
         return iter([task for task, _ in self._tasks.values()])
+
+    def new_pack(self) -> None:
+        """Count from here how many train at once."""
+        self.crowd = 0
+
+    def joined(self) -> None:
+        """The run that was taken last trains, beside the others in hand."""
+        self.crowd = max(self.crowd, len(self))
 
     def take(self, task: Task) -> None:
         """``task`` begins now, and trains what it asked for unless :meth:`trains` says otherwise."""

@@ -14,7 +14,7 @@ from lora_lab.files import folder_errors
 from lora_lab.methods import target_modules
 from lora_lab.methods.beginning import adapter_in
 from lora_lab.optim.devices import check_device
-from lora_lab.spec import Mask, MethodSpec, ModelSpec, RunSpec, Sweep
+from lora_lab.spec import LauncherSpec, Mask, MethodSpec, ModelSpec, RunSpec, Sweep
 from lora_lab.worker.devices import check_devices
 
 SPARE_BYTES = 64 * 2**20
@@ -39,9 +39,10 @@ def check_folder(folder: Path, need: int = 0) -> None:
         )
 
 
-def check_runs(specs: Iterable[RunSpec], device: str = "auto") -> None:
+def check_runs(specs: Iterable[RunSpec], device: str = "auto", launcher: LauncherSpec | None = None) -> None:
     """Check every data set, benchmark task, adapter to begin with, base model, mask and layer subset that ``specs``
-    name, each once, loading no weights, and that ``device`` can run their optimizers.
+    name, each once, loading no weights, that ``device`` can run their optimizers, and that workers of ``launcher``
+    (``None``: this process) have devices enough.
 
     Data is tokenised here, into the cache that the worker reads, because only then is it known to be enough.
 
@@ -50,7 +51,7 @@ def check_runs(specs: Iterable[RunSpec], device: str = "auto") -> None:
     """
     specs = list(specs)
     for spec in specs:
-        check_devices(spec, device)
+        check_devices(spec, device, launcher)
     for optimizer in dict.fromkeys(spec.optimizer for spec in specs):
         check_device(optimizer, device)
     for dataset in dict.fromkeys(spec.data for spec in specs):

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lora_lab.engine.pack import LaneEnd
+from lora_lab.engine.pack import LaneEnd, out_of_memory
+from lora_lab.errors import OutOfMemory
 from lora_lab.models import BaseModel
 from lora_lab.spec import Outcome, RunResult, pairs
 from lora_lab.worker.bases import BaseScores
@@ -38,7 +39,9 @@ def settle(
     started: float,
     memory: Memory,
 ) -> RunResult:
-    """Save the lane's adapter and say what came of its run. ``folder`` is the sweep's."""
+    """Save the lane's adapter and say what came of its run. ``folder`` is the sweep's. A paused lane is told of as if
+    it never went on."""
+    end = _as_pruned(end) if end.paused else end
     lane, spec = end.lane, end.job.spec
     if lane is None:
         return RunResult(
@@ -94,7 +97,17 @@ def settle(
     )
 
 
-def as_pruned(end: LaneEnd) -> LaneEnd:
+def outcome_of(error: Exception) -> Outcome:
+    """What a run comes to in whose training ``error`` was raised.
+
+    An evaluation that has too little memory (:class:`~lora_lab.errors.OutOfMemory`) is FAILED: smaller parts of a
+    batch do not help it.
+    """
+    short = out_of_memory(error) or "out of memory" in str(error).lower()  # CUDA's own errors are no OutOfMemoryError
+    return Outcome.OUT_OF_MEMORY if short and not isinstance(error, OutOfMemory) else Outcome.FAILED
+
+
+def _as_pruned(end: LaneEnd) -> LaneEnd:
     """What becomes of a paused lane that never goes on."""
     step = end.lane.step if end.lane else 0
     return replace(end, outcome=Outcome.PRUNED, message=f"paused at step {step}, and not among the best there")

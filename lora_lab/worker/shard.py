@@ -6,6 +6,7 @@ process decides for all (:meth:`~lora_lab.models.shards.Shards.agree`).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -22,8 +23,8 @@ import torch.distributed as dist
 
 from lora_lab import models
 from lora_lab.engine.lane import LaneJob
-from lora_lab.engine.pack import Pack, out_of_memory
-from lora_lab.errors import LoraLabError
+from lora_lab.engine.pack import Pack
+from lora_lab.errors import LoraLabError, StorageError, SweepFolderError
 from lora_lab.models import BaseModel
 from lora_lab.models.shards import Shards
 from lora_lab.planner.device import device_kind
@@ -31,7 +32,7 @@ from lora_lab.spec import EvalMetrics, Order, Outcome, RunResult, RunSpec, StepM
 from lora_lab.worker import files, stages
 from lora_lab.worker.bases import base_scores, held_bytes, tokenised
 from lora_lab.worker.facts import Teller
-from lora_lab.worker.results import Memory, as_pruned, settle
+from lora_lab.worker.results import Memory, outcome_of, settle
 from lora_lab.worker.scoring import scores_at_end, scores_during
 
 
@@ -72,12 +73,14 @@ class Lost:
 @dataclass(frozen=True)
 class Ended:
     """What came of the run: its ``result`` (``None``: it was stopped before it began, or is another worker's by now),
-    whether it is ``paused``, and what to ``note`` beside it; or why it was ``lost``."""
+    whether it is ``paused``, and what to ``note`` beside it; or why it was ``lost``, or what is ``wrong`` that is the
+    study's and not the run's: a full disk."""
 
     result: RunResult | None = None
     paused: bool = False
     note: str | None = None
     lost: Lost | None = None
+    wrong: LoraLabError | None = None
 
 
 def hold(rank: int, asked: Asked, pipe: Connection) -> None:
@@ -87,13 +90,20 @@ def hold(rank: int, asked: Asked, pipe: Connection) -> None:
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     try:
         ended = _train(rank, asked, pipe)
+    except (StorageError, SweepFolderError) as error:
+        ended = Ended(wrong=error)
     except Exception as error:  # whatever it is, the others cannot go on without this process
         text = str(error) if isinstance(error, LoraLabError) else traceback.format_exc()
-        pipe.send(Ended(lost=Lost(Outcome.OUT_OF_MEMORY if out_of_memory(error) else Outcome.FAILED, text)))
-        return
-    if rank == 0:
+        ended = Ended(lost=Lost(outcome_of(error), text))
+    failed = ended.lost is not None or ended.wrong is not None
+    if rank == 0 or failed:
         pipe.send(ended)
-    dist.destroy_process_group()
+    if failed:  # the worker ends all of them: before that nobody's may say that this one is gone
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                pipe.recv()
+    else:
+        dist.destroy_process_group()
 
 
 def _train(rank: int, asked: Asked, pipe: Connection) -> Ended:
@@ -124,9 +134,9 @@ def _train(rank: int, asked: Asked, pipe: Connection) -> Ended:
     teller = Teller(base)
     if shards.first:
         teller.begun(asked.folder, tokens)
-    stem = stages.stem_of(spec, spec.budget.total_steps(len(tokens.train))) if asked.stem else None
-    jobs = [LaneJob(asked.run, spec, tokens, asked.folder, asked.key, stem)]
-    ends = [end for some in pack.train(lambda: jobs.pop() if jobs else None) for end in some]
+    jobs = [LaneJob(asked.run, spec, tokens, asked.folder, asked.key, stages.stem_for(asked, len(tokens.train)))]
+    # No question is asked after the end: where this process alone has too little memory, the others are in the step.
+    ends = next(pack.train(lambda: jobs.pop() if jobs else None), [])
     if not ends or ports.orders().get(asked.run) is Order.DROP:
         return Ended()
     (end,) = ends
@@ -134,7 +144,7 @@ def _train(rank: int, asked: Asked, pipe: Connection) -> Ended:
         return Ended(lost=Lost(end.outcome, end.message or ""))
     scored = scores_at_end(pack.mount, [end.lane] if end.outcome is Outcome.COMPLETED else [])
     result = settle(
-        as_pruned(end) if end.paused else end,
+        end,
         base=base,
         scores=scores,
         scored=scored.get(asked.run),

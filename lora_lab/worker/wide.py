@@ -6,6 +6,7 @@ first of them tells what happens and asks whether to go on; this process answers
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import tempfile
 import time
@@ -14,6 +15,7 @@ from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -30,6 +32,9 @@ def train_wide(asked: Asked, controller: Controller, recorder: Recorder) -> Ende
     """Train a run in ``model.shards`` processes; ``controller`` and ``recorder`` are the engine's ports.
 
     Whatever goes wrong in one of them is in what is returned; what the ports raise ends them and is raised.
+
+    Raises:
+        StorageError, SweepFolderError: one of them could not write: the study's trouble, not the run's.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
@@ -49,7 +54,9 @@ def train_wide(asked: Asked, controller: Controller, recorder: Recorder) -> Ende
                 theirs.close()
                 pipes.append(mine)
                 processes.append(process)
-            ended = _serve(pipes, processes, controller, recorder)
+            ended = serve(pipes, processes, controller, recorder)
+            if ended.wrong is not None:
+                raise ended.wrong
             until = time.monotonic() + END_SECONDS
             for process in processes if ended.lost is None else ():
                 process.join(max(0.0, until - time.monotonic()))
@@ -62,10 +69,10 @@ def train_wide(asked: Asked, controller: Controller, recorder: Recorder) -> Ende
                 pipe.close()
 
 
-def _serve(
+def serve(
     pipes: Sequence[Connection], processes: Sequence[BaseProcess], controller: Controller, recorder: Recorder
 ) -> Ended:
-    """Hear and answer until the run has ended, in one way or another."""
+    """Hear and answer until the run has ended, in one way or another; a process that is gone tells by its exit code."""
     sentinels = {process.sentinel: process for process in processes}
     heard = list(pipes)
     while True:
@@ -73,16 +80,16 @@ def _serve(
         for pipe in (one for one in ready if isinstance(one, Connection)):
             try:
                 said = pipe.recv()
-            except EOFError:
+            except (EOFError, OSError):  # at a message's end, or in the middle of one
                 heard.remove(pipe)  # its process has ended, and is in `ready`, now or soon
                 continue
             match said:
                 case Ended():
                     return said
                 case ("decide", run, metrics):
-                    pipe.send(controller.decide(run, metrics))
+                    _answer(pipe, controller.decide(run, metrics))
                 case ("orders",):
-                    pipe.send((controller.pause_requested(), dict(controller.orders())))
+                    _answer(pipe, (controller.pause_requested(), dict(controller.orders())))
                 case ("saved", run, step):
                     controller.saved(run, step)
                 case (name, *arguments):
@@ -94,3 +101,9 @@ def _serve(
             elif not any(pipe.poll() for pipe in heard):
                 text = f"{process.name} of {len(processes)} ended with code {process.exitcode} (killed for its memory?)"
                 return Ended(lost=Lost(Outcome.FAILED, text))
+
+
+def _answer(pipe: Connection, said: Any) -> None:
+    """Tell a process, if it is still there."""
+    with contextlib.suppress(OSError):
+        pipe.send(said)

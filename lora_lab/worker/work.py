@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+
+import torch
 
 from lora_lab import models
 from lora_lab.data import Tokenised
@@ -23,7 +26,7 @@ from lora_lab.worker.facts import Teller
 from lora_lab.worker.in_hand import InHand
 from lora_lab.worker.interrupt import Interrupt
 from lora_lab.worker.ports import Queue, Task
-from lora_lab.worker.results import Memory, as_pruned, settle
+from lora_lab.worker.results import Memory, outcome_of, settle
 from lora_lab.worker.scoring import scores_at_end, scores_during
 from lora_lab.worker.shard import Asked
 from lora_lab.worker.wide import train_wide
@@ -96,7 +99,8 @@ class Worker:
         )
         if lanes > 1:
             self.say(f"training up to {lanes} runs at once on {base.device}, in {show_size(most)}")
-        self._runs.crowd, self._teller = 0, Teller(base)
+        self._runs.new_pack()
+        self._teller = Teller(base)
         try:
             for ends in pack.train(partial(self._job, first, base, pack)):
                 self._settle(ends, base, pack)
@@ -110,14 +114,14 @@ class Worker:
     def _train_wide(self, task: Task) -> None:
         """Train a run that is wider than a device, alone."""
         self.capacity.learn()
-        self._base = None  # what it held is the run's
-        self._runs.crowd = 1
-        spec = in_smaller_parts(task.spec, self.capacity.halvings(task.spec, task.halvings))
+        self._let_go()  # what it held is the run's
+        self._runs.new_pack()
         self._runs.take(task)
-        self._runs.trains(task.id, spec)
         folder = self.run_folder(task.id)
-        self.say(f"training {task.id} on {spec.model.shards} devices together")
+        self.say(f"training {task.id} on {task.spec.model.shards} devices together")
         try:
+            spec = self._planned(task)
+            self._runs.joined()
             check_devices(spec, self.capacity.device)
             self._begin(task, folder)
             asked = Asked(
@@ -153,10 +157,17 @@ class Worker:
 
     def _resident(self, model: ModelSpec) -> BaseModel:
         if self._base is None or self._base.spec != model:
-            self._base = None  # one at a time in memory
+            self._let_go()  # one at a time in memory
             self.say(f"loading {model.name} ({model.dtype})")
             self._base, self._before = models.load(model, device_name(self.capacity.device)), None
         return self._base
+
+    def _let_go(self) -> None:
+        """Give the resident base's memory back, also to other processes."""
+        self._base = self._teller = None
+        gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
 
     # -- the engine's controller ----------------------------------------------------------------------
 
@@ -202,7 +213,7 @@ class Worker:
                 if not self._admits(task, company):
                     self._held = self._runs.forget(task.id)
                     return None
-                self._runs.crowd = max(self._runs.crowd, len(self._runs))
+                self._runs.joined()
                 return self._prepared(task, base, pack)
             except (StorageError, SweepFolderError):
                 raise
@@ -211,9 +222,14 @@ class Worker:
 
     def _admits(self, task: Task, company: Sequence[RunSpec]) -> bool:
         """Whether there is room for ``task`` beside the lanes that train; an empty pack takes any."""
+        spec = self._planned(task)
+        return not company or self.capacity.joins(spec, company)
+
+    def _planned(self, task: Task) -> RunSpec:
+        """What ``task`` really trains: in micro-batches that fit."""
         spec = in_smaller_parts(task.spec, self.capacity.halvings(task.spec, task.halvings))
         self._runs.trains(task.id, spec)
-        return not company or self.capacity.joins(spec, company)
+        return spec
 
     def _begin(self, task: Task, folder: Path) -> None:
         """See to it that the checkpoint lies in ``folder`` with which the run begins, if there is one."""
@@ -236,8 +252,9 @@ class Worker:
         self._runs.predict(self.capacity.predicted(self._runs.specs()) or 0)
         if self._teller is not None:
             self._teller.begun(folder, tokens)
-        stem = stages.stem_of(task.spec, task.spec.budget.total_steps(len(tokens.train))) if task.stem else None
-        return LaneJob(task.id, self._runs.spec(task.id), tokens, folder, task.key, stem)
+        return LaneJob(
+            task.id, self._runs.spec(task.id), tokens, folder, task.key, stages.stem_for(task, len(tokens.train))
+        )
 
     def _settle(self, ends: list[LaneEnd], base: BaseModel, pack: Pack) -> None:
         orders = self.queue.orders()
@@ -250,7 +267,7 @@ class Worker:
         for end in mine:
             task = self._runs.task(end.job.run)
             result = settle(
-                as_pruned(end) if end.paused else end,
+                end,
                 base=base,
                 scores=self._scores(end, pack),
                 scored=scored.get(end.job.run),
@@ -271,10 +288,9 @@ class Worker:
 
     def _pack_failed(self, error: Exception, base: BaseModel) -> None:
         """Something went wrong in the middle of a step, and nobody knows whose it was."""
-        outcome = Outcome.OUT_OF_MEMORY if "out of memory" in str(error).lower() else Outcome.FAILED
         message = traceback.format_exc()
         for task in self._runs:
-            self._runs.end_without_lane(task, outcome, message, base.total_parameters)
+            self._runs.end_without_lane(task, outcome_of(error), message, base.total_parameters)
 
     def _scores(self, end: LaneEnd, pack: Pack) -> BaseScores | None:
         return base_scores(pack.mount, end.job.spec, end.job.data, self.folder)

@@ -14,14 +14,12 @@ from slurm_cluster import Slurm, cluster
 @pytest.fixture(scope="session")
 def slurm() -> Iterator[Slurm]:
     """A Slurm cluster of two nodes."""
-    pytest.importorskip("submitit")
     yield from cluster()
 
 
 @pytest.fixture
 def ray_nodes() -> Iterator[Any]:
     """A Ray cluster of two nodes, for one test: another process's test waits for its turn."""
-    pytest.importorskip("ray")
     yield from two_nodes()
 
 

@@ -13,7 +13,7 @@ from processes import start, until
 from tiny import SWEEP, events
 
 from lora_lab.launch.jobs import Jobs
-from lora_lab.launch.launcher import one_of_the_gpus
+from lora_lab.launch.launcher import gpus_of
 from lora_lab.launch.processes import THREADS, share_of
 from lora_lab.spec import LauncherSpec
 
@@ -40,12 +40,12 @@ def test_cores_are_divided_and_shared_only_where_there_are_too_few(
     assert [share_of(range(6), place, workers, each) for place in range(workers)] == shares
 
 
-def test_each_worker_has_one_of_the_gpus() -> None:
+def test_each_worker_has_gpus_of() -> None:
     four = {"CUDA_VISIBLE_DEVICES": "2,3,GPU-5,7"}
-    assert [one_of_the_gpus(four, n)["CUDA_VISIBLE_DEVICES"] for n in range(5)] == ["2", "3", "GPU-5", "7", "2"]
-    assert one_of_the_gpus({"CUDA_VISIBLE_DEVICES": ""}, 0) == {}
-    assert [one_of_the_gpus(four, n, 2)["CUDA_VISIBLE_DEVICES"] for n in range(3)] == ["2,3", "GPU-5,7", "2,3"]
-    assert one_of_the_gpus({"CUDA_VISIBLE_DEVICES": "4"}, 1, 2) == {"CUDA_VISIBLE_DEVICES": "4"}
+    assert [gpus_of(four, n)["CUDA_VISIBLE_DEVICES"] for n in range(5)] == ["2", "3", "GPU-5", "7", "2"]
+    assert gpus_of({"CUDA_VISIBLE_DEVICES": ""}, 0) == {}
+    assert [gpus_of(four, n, 2)["CUDA_VISIBLE_DEVICES"] for n in range(3)] == ["2,3", "GPU-5,7", "2,3"]
+    assert gpus_of({"CUDA_VISIBLE_DEVICES": "4"}, 1, 2) == {"CUDA_VISIBLE_DEVICES": "4"}
     assert LauncherSpec(name="slurm", gpus_per_node=8, gpus_per_worker=4).workers_a_job == 2
 
 

@@ -31,7 +31,6 @@ EIGHT = LauncherSpec(
 
 
 def test_the_script_says_what_was_asked_for_and_no_password(tmp_path: Path) -> None:
-    pytest.importorskip("submitit")
     storage = "postgresql+psycopg://lora:hunter2@db/study"
     text = script(Execution(str(tmp_path / "runs" / "demo"), storage=storage, launcher=EIGHT))
     said = {line.removeprefix("#SBATCH --") for line in text.splitlines() if line.startswith("#SBATCH")}
@@ -45,14 +44,12 @@ def test_the_script_says_what_was_asked_for_and_no_password(tmp_path: Path) -> N
 
 
 def test_dry_run_prints_it_and_makes_nothing(tmp_path: Path) -> None:
-    pytest.importorskip("submitit")
     done = start(tmp_path, *SWEEP, "launcher=slurm", "launcher.nodes=3", "--dry-run")
     assert done.wait() == 0 and "#SBATCH --array=0-2%3" in done.said()
     assert not (tmp_path / "runs").exists()
 
 
 def test_without_slurm_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("submitit")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(LauncherError, match="no sbatch here"):
         Launcher(Execution(str(tmp_path), launcher=LauncherSpec(name="slurm")))
@@ -72,11 +69,11 @@ def test_a_job_at_its_time_limit_saves_and_is_queued_again(slurm: Slurm, tmp_pat
     (job,) = Jobs(folder).all()
     minutes = int(slurm.call("squeue", "-h", "-j", job.id, "-o", "%M").split(":")[-2])
     slurm.call("scontrol", "update", f"JobId={job.id}", f"TimeLimit={minutes + 2}")
-    until(lambda: log("back"), f"the job to save what it trains\n{sweep.said()}", 400)
+    until(lambda: log("back"), "the job to save what it trains", 400, sweep.said)
     assert [event["cause"] for event in log("back")] == ["PREEMPTED"]
     (run,) = {event["run"] for event in log("back")}
     assert (folder / "runs" / run / "checkpoint.safetensors").exists()
-    until(lambda: len(log("claim")) == 2, f"the job to come back\n{sweep.said()}", 400)
+    until(lambda: len(log("claim")) == 2, "the job to come back", 400, sweep.said)
     assert [event["run"] for event in log("claim")] == [run, run], "it goes on with the run"
     assert "Restarts=1" in slurm.call("scontrol", "show", "job", job.id) and len(Jobs(folder).all()) == 1
     cancelled = start(tmp_path, "cancel", str(folder), variables=slurm.environment)

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command import SMALL
@@ -15,8 +16,9 @@ from lora_lab.config import compose_run, compose_sweep
 from lora_lab.launch import local
 from lora_lab.planner.correction import ENOUGH, MEANINGFUL, correction
 from lora_lab.planner.prediction import HEADROOM
-from lora_lab.spec import RunResult, RunSpec
+from lora_lab.spec import Execution, LauncherSpec, RunResult, RunSpec
 from lora_lab.study import Study
+from lora_lab.worker import capacity
 from lora_lab.worker.capacity import Capacity, in_smaller_parts, measured, smallest
 from lora_lab.worker.tee import Tee
 
@@ -89,6 +91,30 @@ def test_workers_share_the_memory() -> None:
     memory = limit(peak(smallest(run)))
     assert Capacity("cpu", memory=memory).refusal(run) is None
     assert Capacity("cpu", memory=memory, sharers=2).refusal(run) is not None
+
+
+@pytest.mark.parametrize(
+    ("launcher", "gpus", "expected"),
+    [
+        ({"workers": 4}, 4, 1),
+        ({"workers": 4}, 2, 2),
+        ({"workers": 3}, 2, 2),
+        ({"workers": 3}, 0, 3),
+        ({"workers": 4, "gpus_per_worker": 2}, 4, 2),
+        ({"workers": 2, "gpus_per_worker": 8}, 4, 2),
+        ({"workers": 1, "gpus_per_worker": 2}, 4, 1),
+        ({"name": "ray", "workers": 8, "gpus_per_worker": 0.5}, 4, 2),
+        ({"name": "slurm", "gpus_per_node": 4}, 4, 1),
+    ],
+)
+def test_a_gpu_is_shared_by_the_workers_that_are_given_it(
+    launcher: dict[str, Any], gpus: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capacity, "device_kind", lambda device: "cuda")
+    monkeypatch.setenv("LORA_LAB_GPUS", str(gpus))  # as the launcher says; torch sees a worker's own
+    assert capacity.sharers(Execution("here", device="auto", launcher=LauncherSpec(**launcher))) == expected
+    alone = Execution("here", device="cuda:1", launcher=LauncherSpec(workers=4))
+    assert capacity.sharers(alone) == 4, "all on this one"
 
 
 def test_a_pack_is_filled_as_far_as_memory_goes(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,15 @@ from typing import Any
 import pytest
 import torch
 
+from lora_lab import models
 from lora_lab.config import compose_sweep
 from lora_lab.engine.lane import Lane
 from lora_lab.engine.pack import Pack
+from lora_lab.errors import OutOfMemory
 from lora_lab.launch import local
 from lora_lab.spec import Outcome, RunResult
 from lora_lab.study import Study
+from lora_lab.worker.results import outcome_of
 from lora_lab.worker.tee import Tee
 
 Results = dict[str, RunResult]
@@ -82,6 +86,34 @@ def test_a_bug_in_the_middle_of_a_step_is_found_by_training_alone(
     assert [result.outcome for result in results.values()] == [Outcome.COMPLETED, Outcome.FAILED, Outcome.COMPLETED]
     for name in ("t0000-s0", "t0002-s0"):
         assert results[name].eval_loss == pytest.approx(alone[name].eval_loss, rel=1e-5)
+
+
+def test_one_base_at_a_time_is_in_memory(swept: Callable[..., Results], monkeypatch: pytest.MonkeyPatch) -> None:
+    real, former = models.load, []
+
+    def load(*asked: Any) -> Any:
+        assert not [base for base in former if base() is not None]
+        base = real(*asked)
+        former.append(weakref.ref(base.model))
+        return base
+
+    monkeypatch.setattr(models, "load", load)
+    results = swept("sweep.space={model.dtype: {choices: [float32, float64]}}")
+    assert {result.outcome for result in results.values()} == {Outcome.COMPLETED} and len(former) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), Outcome.OUT_OF_MEMORY),
+        (RuntimeError("CUDA error: out of memory"), Outcome.OUT_OF_MEMORY),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to"), Outcome.OUT_OF_MEMORY),
+        (OutOfMemory("too little memory for an evaluation; CUDA out of memory"), Outcome.FAILED),
+        (ValueError("a bug"), Outcome.FAILED),
+    ],
+)
+def test_what_an_error_makes_of_a_run(error: Exception, outcome: Outcome) -> None:
+    assert outcome_of(error) is outcome
 
 
 def test_out_of_memory_goes_on_alone_in_smaller_parts_with_the_same_batch(

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import troubled_shards
 from parity.lanes import Listener, tiny
 from processes import lost_shard
 from safetensors.torch import load_file
 
 from lora_lab.engine import checkpoint
-from lora_lab.errors import Interrupted, SpecError
+from lora_lab.errors import Interrupted, LoraLabError, SpecError, SweepFolderError
 from lora_lab.planner import plan
 from lora_lab.spec import (
     BudgetSpec,
     DataSpec,
     EvaluationSpec,
+    LauncherSpec,
     MethodSpec,
     OptimizerSpec,
     Outcome,
@@ -26,6 +31,7 @@ from lora_lab.spec import (
     RunSpec,
 )
 from lora_lab.worker import wide
+from lora_lab.worker.capacity import Capacity
 from lora_lab.worker.devices import check_devices
 from lora_lab.worker.interrupt import Interrupt
 from lora_lab.worker.single import train_one
@@ -109,6 +115,44 @@ def test_a_process_that_is_lost_ends_the_run_and_not_the_worker(
     assert result.outcome is Outcome.FAILED and "shard 1 of 2 ended with code 3" in str(result.message)
 
 
+@pytest.mark.parametrize("last", [troubled_shards.half_a_message, troubled_shards.a_question])
+def test_a_process_that_is_lost_while_it_speaks_is_told_by_its_exit_code(last: Callable[[Any], None]) -> None:
+    context = multiprocessing.get_context("forkserver")
+    mine, theirs = context.Pipe()
+    process = context.Process(target=last, args=(theirs,), name="shard 0")
+    process.start()
+    theirs.close()
+    process.join()
+    queue = Listener()
+    ended = wide.serve([mine], [process], queue, queue)
+    assert ended.lost is not None and "shard 0 of 1 ended with code 3" in ended.lost.message
+    mine.close()
+
+
+def test_too_little_memory_in_one_process_is_met_with_smaller_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wide.shard, "hold", troubled_shards.short_of_memory)
+    result = trained(divided(SPEC), tmp_path, Listener())
+    assert result.outcome is Outcome.COMPLETED, result.message
+    assert result.message == "trained in micro-batches of 1"
+
+
+def test_a_divided_run_that_cannot_be_planned_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unplanned(*asked: Any) -> int:
+        raise LoraLabError("no plan")
+
+    monkeypatch.setattr(Capacity, "halvings", unplanned)
+    result = trained(divided(SPEC), tmp_path, Listener())
+    assert result.outcome is Outcome.FAILED and "no plan" in str(result.message)
+
+
+def test_a_full_disk_is_the_studys_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wide.shard, "hold", troubled_shards.no_space)
+    with pytest.raises(SweepFolderError, match="no space left"):
+        trained(divided(SPEC), tmp_path, Listener())
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -138,6 +182,30 @@ def test_more_parts_than_devices_are_refused_and_so_is_company(tmp_path: Path) -
     assert plan(divided(SPEC), memory=8 << 30, device="cpu").lanes_that_fit == 1
     one, two = (plan(divided(FULL), memory=1 << 30, device=kind).memory for kind in ("cpu", "cuda"))
     assert two == 2 * one, "two GPUs have twice the memory, two processes of one machine have not"
+
+
+@pytest.mark.parametrize(
+    ("launcher", "said"),
+    [
+        ({"name": "slurm", "gpus_per_node": 8}, "a worker has 1 of the GPUs"),
+        ({"name": "slurm", "gpus_per_node": 2, "gpus_per_worker": 4}, "gpus_per_node=2"),
+        ({"name": "ray", "gpus_per_worker": 2}, "a worker has 2 of the GPUs"),
+        ({"name": "slurm", "gpus_per_node": 4, "gpus_per_worker": 4}, None),
+        ({"name": "slurm"}, None),
+        ({"name": "ray", "gpus_per_worker": 4}, None),
+        ({"name": "ray"}, None),
+        ({"workers": 2}, "a worker has 1 of the GPUs"),
+    ],
+)
+def test_workers_elsewhere_are_held_to_what_their_launcher_gives_them(
+    launcher: dict[str, Any], said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However few devices this machine, a login node, has itself."""
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4 if "workers" in launcher else 0)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: "workers" in launcher)
+    with contextlib.nullcontext() if said is None else pytest.raises(SpecError, match=said):
+        check_devices(divided(SPEC).at({"model.shards": 4}), "auto", LauncherSpec(**launcher))
 
 
 def test_a_divided_base_is_part_of_the_experiment() -> None:
