@@ -62,7 +62,7 @@ def whole(args: argparse.Namespace, job: Job, words: list[str]) -> dict[str, Any
     return {
         "table": "whole sweep",
         "machine": machine.facts(args.device) | {"threads": args.threads},
-        "overrides": words,
+        "overrides": [word.replace(f"{file}", file.name) for word in words] if (file := alpaca_file()) else words,
         "runs": len(job.specs),
         "peer": {"attention": job.attention, "every_logit": job.every_logit},
         "rounds": args.whole_rounds,
