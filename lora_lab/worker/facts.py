@@ -39,11 +39,11 @@ class Teller:
 
     def _memory(self, lane: Lane) -> dict[str, int]:
         """Bytes by part: the base's weights, what the lane alone holds, and the peak of the process it was in."""
-        adapters = sum(p.numel() * p.element_size() for p in lane.parameters)
+        adapters = sum(p.nbytes for p in lane.parameters)
         model = self.base.model
         return {
             "weights": sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers())),
-            "adapters": adapters,
+            "adapters": adapters + sum(best.nbytes for best in lane.best_tensors.values()),
             "lane": lane.own_bytes,
             "optimizer": lane.own_bytes - 2 * adapters,
             "peak": lane.peak,
