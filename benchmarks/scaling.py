@@ -128,12 +128,11 @@ def main() -> None:
                 row = simulated(workers, args.runs, args.seconds, kinds[args.storage](), Path(folder) / "sweep")
             rows.append(row | {"storage": args.storage})
             print(rows[-1], flush=True)
-            keep(args.results, [{"machine": facts(), "rows": rows}])
     for workers in args.real:
         with tempfile.TemporaryDirectory() as folder:
             rows.append(real(workers, 2, Path(folder) / "sweep"))
         print(rows[-1], flush=True)
-        keep(args.results, [{"machine": facts(), "rows": rows}])
+    keep(args.results, [{"machine": facts(), "rows": rows}])
 
 
 if __name__ == "__main__":
