@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 from transformers import PreTrainedModel
@@ -131,6 +133,7 @@ def _train(base: BaseModel, shape: Shape, ledger: Ledger, found: Attachment) -> 
             parameter.grad = torch.empty_like(parameter)
     with ledger.phase("optimizer"):
         optimizer.step()
+        remembered = _remembered(shape.method.name, parameters)
     if not shape.accumulates:
         for parameter in parameters:  # as a lane does: an optimizer of flattened parameters would not
             parameter.grad = None
@@ -145,7 +148,14 @@ def _train(base: BaseModel, shape: Shape, ledger: Ledger, found: Attachment) -> 
     with ledger.phase("workspace"):
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
+    del remembered
     return paths
+
+
+def _remembered(method: str, parameters: Sequence[torch.nn.Parameter]) -> list[Tensor]:
+    """What a method itself keeps from step to step: AdaLoRA each number's importance, sensitivity and uncertainty."""
+    kinds = 3 if method == "adalora" else 0
+    return [torch.empty_like(parameter) for _ in range(kinds) for parameter in parameters]
 
 
 def _kernels(shape: Shape, found: Attachment, ledger: Ledger) -> AbstractContextManager[Any]:

@@ -126,6 +126,12 @@ def test_adapter_gradient_and_optimizer_bytes_are_their_formulas():
     assert count <= adam["gradients"] < 1.5 * count  # accumulated ones, and a new one now and then
 
 
+def test_adalora_keeps_three_numbers_more_for_each_that_trains():
+    sgd = OptimizerSpec("sgd")
+    found = planned(replace(spec(name="adalora"), optimizer=sgd))
+    assert found.parts["optimizer"] == 3 * 4 * found.trainable_parameters
+
+
 def test_the_best_adapter_of_several_evaluations_is_a_second_one_of_each_lane():
     once = spec(r=64)
     often = replace(once, evaluation=EvaluationSpec(every_steps=5))
