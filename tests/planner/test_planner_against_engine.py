@@ -52,7 +52,9 @@ def measured(spec, lanes):
     ledger = Ledger(data=True)
     scales = [tensor for module in model.model.modules() for tensor in constants(module)]
     trained = [parameter for mine in parameters for parameter in mine]
-    for tensor in (*scales, *model.model.parameters(), *model.model.buffers(), *trained):
+    adalora = [a.allocator for a in attachments if a.spec.name == "adalora"]
+    remembered = [t for a in adalora for each in (a.ipt, a.exp_avg_ipt, a.exp_avg_unc) for t in each.values()]
+    for tensor in (*scales, *model.model.parameters(), *model.model.buffers(), *trained, *remembered):
         ledger.book(tensor, "all")
     length = spec.data.max_length
     sequences = [(np.zeros(length, dtype=np.int64), np.ones(length, dtype=bool))] * spec.budget.micro
