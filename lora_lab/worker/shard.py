@@ -134,7 +134,8 @@ def _train(rank: int, asked: Asked, pipe: Connection) -> Ended:
     teller = Teller(base)
     if shards.first:
         teller.begun(asked.folder, tokens)
-    jobs = [LaneJob(asked.run, spec, tokens, asked.folder, asked.key, stages.stem_for(asked, len(tokens.train)))]
+    stem = stages.stem_for(spec, len(tokens.train), kept=asked.stem)
+    jobs = [LaneJob(asked.run, spec, tokens, asked.folder, asked.key, stem)]
     # No question is asked after the end: where this process alone has too little memory, the others are in the step.
     ends = next(pack.train(lambda: jobs.pop() if jobs else None), [])
     if not ends or ports.orders().get(asked.run) is Order.DROP:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Protocol
 
 from lora_lab.engine import checkpoint
 from lora_lab.errors import CheckpointError
@@ -29,18 +28,9 @@ def stem_of(spec: RunSpec, total: int) -> int | None:
     return total
 
 
-class Stemming(Protocol):
-    """What says whether a run of ``spec`` keeps a stem: a task."""
-
-    @property
-    def spec(self) -> RunSpec: ...
-    @property
-    def stem(self) -> bool: ...
-
-
-def stem_for(asked: Stemming, examples: int) -> int | None:
-    """The step at which a run on so many ``examples`` leaves a stem; ``None``: at none."""
-    return stem_of(asked.spec, asked.spec.budget.total_steps(examples)) if asked.stem else None
+def stem_for(spec: RunSpec, examples: int, *, kept: bool) -> int | None:
+    """The step at which a run on so many ``examples`` leaves a stem, where one is to be ``kept``; ``None``: at none."""
+    return stem_of(spec, spec.budget.total_steps(examples)) if kept else None
 
 
 def begin(parent: Path, folder: Path, key: str) -> None:

@@ -252,9 +252,8 @@ class Worker:
         self._runs.predict(self.capacity.predicted(self._runs.specs()) or 0)
         if self._teller is not None:
             self._teller.begun(folder, tokens)
-        return LaneJob(
-            task.id, self._runs.spec(task.id), tokens, folder, task.key, stages.stem_for(task, len(tokens.train))
-        )
+        stem = stages.stem_for(task.spec, len(tokens.train), kept=task.stem)
+        return LaneJob(task.id, self._runs.spec(task.id), tokens, folder, task.key, stem)
 
     def _settle(self, ends: list[LaneEnd], base: BaseModel, pack: Pack) -> None:
         orders = self.queue.orders()
