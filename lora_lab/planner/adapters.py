@@ -80,6 +80,12 @@ def _lora(base: BaseModel, method: MethodSpec) -> Attachment:
     return Attachment(method, factors=factors, paths=paths, dropout=method.dropout)
 
 
+def remembered(found: Attachment) -> list[Tensor]:
+    """What the method itself keeps from step to step: AdaLoRA each number's importance, sensitivity and uncertainty."""
+    kinds = 3 if found.spec.name == "adalora" else 0
+    return [torch.empty_like(parameter) for _ in range(kinds) for parameter in found.parameters().values()]
+
+
 def _empty(dtype: torch.dtype, *shape: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(*shape, dtype=dtype))
 

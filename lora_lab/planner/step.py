@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 from transformers import PreTrainedModel
@@ -36,7 +34,7 @@ from lora_lab.packing.inputs import Inputs, Sequences
 from lora_lab.packing.paths import Paths
 from lora_lab.packing.phases import heard_by
 from lora_lab.packing.stacks import Share
-from lora_lab.planner.adapters import attachment, by_role
+from lora_lab.planner.adapters import attachment, by_role, remembered
 from lora_lab.planner.depth import Layers, cut, decoder_layers
 from lora_lab.planner.fused import FusedAttention
 from lora_lab.planner.lanes import PARTS
@@ -133,7 +131,7 @@ def _train(base: BaseModel, shape: Shape, ledger: Ledger, found: Attachment) -> 
             parameter.grad = torch.empty_like(parameter)
     with ledger.phase("optimizer"):
         optimizer.step()
-        remembered = _remembered(shape.method.name, parameters)
+        kept = remembered(found)
     if not shape.accumulates:
         for parameter in parameters:  # as a lane does: an optimizer of flattened parameters would not
             parameter.grad = None
@@ -148,14 +146,8 @@ def _train(base: BaseModel, shape: Shape, ledger: Ledger, found: Attachment) -> 
     with ledger.phase("workspace"):
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-    del remembered
+    del kept
     return paths
-
-
-def _remembered(method: str, parameters: Sequence[torch.nn.Parameter]) -> list[Tensor]:
-    """What a method itself keeps from step to step: AdaLoRA each number's importance, sensitivity and uncertainty."""
-    kinds = 3 if method == "adalora" else 0
-    return [torch.empty_like(parameter) for _ in range(kinds) for parameter in parameters]
 
 
 def _kernels(shape: Shape, found: Attachment, ledger: Ledger) -> AbstractContextManager[Any]:
