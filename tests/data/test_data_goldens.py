@@ -8,6 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 from transformers import PreTrainedTokenizerFast
 
@@ -338,7 +339,7 @@ def test_rows_of_a_function_to_the_letter(tokenizer, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_the_hub_to_the_letter(tokenizer, tmp_path, streaming):
-    pytest.importorskip("datasets").disable_progress_bars()
+    datasets.disable_progress_bars()
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in SUMS))
     sizes = {"train_size": 1, "eval_size": 1}
     spec = DataSpec(
