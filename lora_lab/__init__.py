@@ -5,6 +5,7 @@ The public names are imported when they are first used, so that ``import lora_la
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from lora_lab.lazy import names
@@ -29,3 +30,6 @@ __getattr__ = names(
         "load_results": "results",
     },
 )
+
+# bitsandbytes, which PEFT imports too, says with every start that a kernel it can do without is not to be had
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "kernels-community" not in str(record.msg))

@@ -30,15 +30,11 @@ _DTYPES: WeakKeyDictionary[nn.Module, torch.dtype] = WeakKeyDictionary()
 
 
 def bitsandbytes() -> Any:
-    """The library, imported without its word about a package that is not needed.
+    """The library.
 
     Raises:
         ModelError: it is not installed, or not for this machine.
     """
-    loggers = [logging.getLogger(f"bitsandbytes.{name}") for name in ("backends.cpu.ops", "cextension")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
     try:
         import bitsandbytes as library
     except (ImportError, OSError, RuntimeError) as error:
@@ -46,9 +42,6 @@ def bitsandbytes() -> Any:
             f"model.quantization: bitsandbytes cannot be used here ({error}). "
             "Install it with `pip install bitsandbytes`, or set model.quantization=none."
         ) from error
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # a line a product, of bfloat16
     return library
 

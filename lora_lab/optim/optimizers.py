@@ -8,7 +8,6 @@ An optimizer sees the parameters of one lane and nothing else.
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -41,8 +40,10 @@ def _adamw(spec: OptimizerSpec, groups: Groups) -> torch.optim.Optimizer:
 
 def _adamw8bit(spec: OptimizerSpec, groups: Groups, paged: bool = False) -> torch.optim.Optimizer:
     """arXiv:2110.02861; parameters of fewer than 4,096 entries keep 32-bit averages."""
+    import bitsandbytes
+
     own = spec.own
-    made = _bitsandbytes().optim.PagedAdamW8bit if paged else _bitsandbytes().optim.AdamW8bit
+    made = bitsandbytes.optim.PagedAdamW8bit if paged else bitsandbytes.optim.AdamW8bit
     with _disable_current_modes():  # it reads its table of codes as numbers, also where parameters have no data
         optimizer: torch.optim.Optimizer = made(
             groups, lr=spec.lr, betas=(own["beta1"], own["beta2"]), eps=own["eps"], weight_decay=spec.weight_decay
@@ -217,15 +218,3 @@ def finish(optimizer: torch.optim.Optimizer | None) -> None:
 def _averaging(optimizer: torch.optim.Optimizer | None) -> Any:
     """``optimizer`` if it keeps its result beside what trains, and does not show it now; else ``None``."""
     return optimizer if optimizer is not None and optimizer.param_groups[0].get("train_mode") else None
-
-
-def _bitsandbytes() -> Any:
-    """bitsandbytes, without its warning that a kernel which no optimizer uses cannot be fetched from the hub."""
-    logger = logging.getLogger("bitsandbytes")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        import bitsandbytes
-    finally:
-        logger.setLevel(level)
-    return bitsandbytes
