@@ -1,12 +1,11 @@
 """What the sweeps of sections take before they start: runs, steps, tokens, and the time of each on this machine.
 
-Seconds a token come from runs that are settled in the same folder, of the same sweep where there are some. Before the
-first of them, from the rate of large matrix products on this machine.
+Seconds a token come from the sweep's own settled runs. Before the first of them, from the rate of large matrix products
+on this machine, and from how much longer than that the other sweeps' runs took.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,8 @@ from lora_lab.spec import SETTLED, RunSpec, Sweep
 
 SHARE = 0.3
 """Of the matrix-product peak that a pack reaches on a CPU (``benchmarks/packed_step.py``: 0.29 to 0.48)."""
-FLOPS_A_WEIGHT = 4.0
-"""Floating-point operations for a token and a frozen weight: a product forward and one backward."""
+FROZEN, TRAINED = 4.0, 6.0
+"""Floating-point operations for a token and a weight: a product forward, one backward, and one more if it trains."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,8 @@ class Cost:
 def costs_of(sweeps: Mapping[str, tuple[Sweep, Path]]) -> list[Cost]:
     """The cost of each sweep (by name, with its folder)."""
     done = {name: _settled(folder) for name, (_, folder) in sweeps.items()}
-    every = [one for results in done.values() for one in results]
+    guesses = {name: _guess(sweep.base) for name, (sweep, _) in sweeps.items()}
+    slower = _slower(done, guesses)
     found = []
     for name, (sweep, _) in sweeps.items():
         runs, settled = sweep.planned_trials * sweep.repeats, len(done[name])
@@ -47,7 +47,8 @@ def costs_of(sweeps: Mapping[str, tuple[Sweep, Path]]) -> list[Cost]:
             continue
         share = max(0.0, 1 - settled / runs)
         steps, tokens = round(size[0] * share), size[1] * share
-        rate = _rate(done[name]) or _rate(every) or _guess(sweep.base)
+        guess = guesses[name]
+        rate = _rate(done[name]) or (None if guess is None else guess * slower)
         found.append(Cost(name, runs, settled, steps, tokens, None if rate is None else tokens * rate))
     return found
 
@@ -82,24 +83,23 @@ def _rate(results: list[dict[str, Any]]) -> float | None:
     return sum(one.get("seconds", 0.0) for one in results) / tokens if tokens else None
 
 
+def _slower(done: Mapping[str, list[dict[str, Any]]], guesses: Mapping[str, float | None]) -> float:
+    """What a token of the settled runs took, as a multiple of what was guessed."""
+    runs = [(one, guess) for name, guess in guesses.items() if guess is not None for one in done[name]]
+    guessed = sum(one.get("tokens", 0) * guess for one, guess in runs)
+    return sum(one.get("seconds", 0.0) for one, _ in runs) / guessed if guessed else 1.0
+
+
 def _guess(run: RunSpec) -> float | None:
+    """Seconds a token, of the base's own products."""
     from lora_lab import models
+    from lora_lab.planner.device import device_kind
+    from lora_lab.planner.speed import product_rate
 
     try:
         weights = models.total_parameters(models.load_meta(run.model))
+        peak = product_rate(device_kind("auto"), run.product_dtype)
     except LoraLabError:
         return None
-    return FLOPS_A_WEIGHT * weights / (SHARE * _peak(run.model.dtype))
-
-
-def _peak(dtype: str, size: int = 1024, least: float = 0.2) -> float:
-    """FLOP/s of matrix products here, by a fifth of a second of them."""
-    import torch
-
-    a = torch.randn(size, size).to(getattr(torch, dtype))
-    a @ a
-    began, count = time.perf_counter(), 0
-    while time.perf_counter() - began < least:
-        a @ a
-        count += 1
-    return 2.0 * size**3 * count / (time.perf_counter() - began)
+    whole = run.method.name == "full"
+    return None if peak is None else (TRAINED if whole else FROZEN) * weights / (SHARE * peak)

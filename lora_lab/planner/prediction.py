@@ -89,7 +89,7 @@ def plan(
     budget = int(memory * (1 - HEADROOM) / correction)
     parts, peak = traced.parts(lanes), traced.peak(lanes)
     flops = traced.flops * lanes * spec.budget.batch_size / spec.budget.micro
-    rate = product_rate(kind, spec.model.dtype)
+    rate = product_rate(kind, spec.product_dtype)
     reasons: tuple[str, ...] = ()
     if peak > budget:
         reasons = (_cause(parts, lanes, memory, correction), *_ways_out(shape, traced, lanes, budget, remedies))

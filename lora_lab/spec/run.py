@@ -166,6 +166,12 @@ class RunSpec:
             )
 
     @property
+    def product_dtype(self) -> str:
+        """The dtype in which the base's products are computed: a copy of the base may train in another one."""
+        whole = self.method.name == "full" and self.method.dtype != "auto"
+        return self.method.dtype if whole else self.model.dtype
+
+    @property
     def canonical(self) -> dict[str, Any]:
         """The tree of the fields that can matter; equal trees are the same experiment."""
         tree: dict[str, Any] = to_tree(self)
