@@ -14,7 +14,7 @@ from lora_lab.errors import SpecError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from lora_lab.analysis import Best, Report, SweepRecord
+    from lora_lab.analysis import Report, SweepRecord
 
 HELP = "what a sweep found: tables, consistency over seeds, what matters; as a screen, a page or for a paper"
 EXAMPLE = "lora-lab report rank_alpha --html report.html"
@@ -184,6 +184,7 @@ def csv_text(frame: pd.DataFrame) -> str:
 def report_tree(record: SweepRecord, frame: pd.DataFrame, report: Report) -> dict[str, Any]:
     """The report for ``--json``: counts, cells, best, consistency, and every section's words. No NaN: ``null``."""
     from lora_lab.analysis.grouping import plain_value
+    from lora_lab.cli.state import best_tree
 
     steady, best = report.consistency, report.best
     rows = [{str(k): plain_value(v) for k, v in row.items()} for row in steady.table.to_dict("records")]
@@ -198,25 +199,6 @@ def report_tree(record: SweepRecord, frame: pd.DataFrame, report: Report) -> dic
         "consistency": steady.to_tree() | {"configurations": rows},
         "stability": [vars(s) for s in report.ranking.stability],
         "sections": {section.key: list(section.sentences) for section in report.sections},
-    }
-
-
-def best_tree(record: SweepRecord, best: Best) -> dict[str, Any]:
-    """The best configuration for JSON. ``std`` is ``null`` with one seed."""
-    found = best.configuration
-    return {
-        "metric": best.metric,
-        "direction": best.direction,
-        "point": dict(found.point),
-        "mean": found.mean,
-        "std": found.std if math.isfinite(found.std) else None,
-        "n": found.n,
-        "base": found.base,
-        "trial": best.trial,
-        "run": best.run,
-        "seed": best.seed,
-        "value": best.value,
-        "adapter": None if best.adapter is None else str(record.folder / best.adapter),
     }
 
 

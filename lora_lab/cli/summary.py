@@ -23,6 +23,7 @@ from lora_lab.analysis.front import front_grid
 from lora_lab.analysis.grouping import base_metric
 from lora_lab.analysis.naming import OUTCOME_WORDS
 from lora_lab.cli.commands import typed
+from lora_lab.cli.state import search_lines, status_tree
 from lora_lab.spec import SETTLED, Outcome
 
 if TYPE_CHECKING:
@@ -45,8 +46,6 @@ def print_summary(console: Console, folder: Path, mlflow_ui: str | None = None) 
     record = read_sweep(folder)
     results = read_results(folder)
     say(console, "")
-    from lora_lab.cli.status import search_lines, status_tree
-
     if not results:
         say(console, f"Sweep {record.name}: none of its {record.planned_runs} runs has a result yet.")
         for line in search_lines(status_tree(record)):

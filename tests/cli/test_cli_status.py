@@ -12,9 +12,9 @@ import pytest
 
 from lora_lab.analysis import best_configuration, read_results, read_sweep, results_frame
 from lora_lab.analysis.grouping import best_of_results
-from lora_lab.cli import status
+from lora_lab.cli import state
 from lora_lab.cli.main import main
-from lora_lab.cli.status import called
+from lora_lab.cli.state import called
 from lora_lab.spec import EvalMetrics, Objective, Outcome, StepMetrics, Sweep
 from lora_lab.study.lease import this_process
 from lora_lab.tracking import Spool
@@ -142,7 +142,7 @@ def test_the_spool_of_a_real_recorder(fabricate: Fabricate, capsys: pytest.Captu
 def test_long_metrics_are_read_from_both_ends(fabricate: Fabricate, capsys: pytest.CaptureFixture[str]) -> None:
     fabricate(SPACE, points=[])
     spool(Path("runs/demo/runs/t0000-s0"), STARTED | {"total_steps": 9000}, *[step(i + 1) for i in range(5000)])
-    assert Path("runs/demo/runs/t0000-s0/metrics.jsonl").stat().st_size > 4 * status.TAIL_BYTES
+    assert Path("runs/demo/runs/t0000-s0/metrics.jsonl").stat().st_size > 4 * state.TAIL_BYTES
     (run,) = tree(capsys)["active"]
     assert (run["step"], run["total_steps"]) == (5000, 9000)
 
@@ -162,9 +162,9 @@ def test_time_left_leaves_out_the_nights_between() -> None:
 
     day = 86_400.0
     results = [result(1, 11), result(1, 11), result(day, day + 10), result(day + 5, day + 15)]
-    assert status.seconds_left(results, [], 8) == pytest.approx(4 * 25 / 4)
-    assert status.seconds_left([], [], 8) is None
-    assert status.seconds_left([result(1, 1.1, steps=0)], [], 8) is None
+    assert state.seconds_left(results, [], 8) == pytest.approx(4 * 25 / 4)
+    assert state.seconds_left([], [], 8) is None
+    assert state.seconds_left([result(1, 1.1, steps=0)], [], 8) is None
 
 
 def test_unknown_sweep(fabricate: Fabricate, capsys: pytest.CaptureFixture[str]) -> None:
