@@ -295,7 +295,7 @@ def check_launcher(execution: Execution) -> Iterator[Check]:
     """Whether what starts workers is here, and answers."""
     import contextlib
 
-    from lora_lab.launch.launcher import launcher_for
+    from lora_lab.launch.choosing import launcher_for
 
     spec = execution.launcher
     with contextlib.closing(launcher_for(execution)):

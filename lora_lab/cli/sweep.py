@@ -127,8 +127,8 @@ def _script(composed: Composed) -> str:
 
 def _begin(composed: Composed, console: Console) -> None:
     """Start the workers and leave them alone."""
+    from lora_lab.launch.choosing import launcher_for
     from lora_lab.launch.follow import begin
-    from lora_lab.launch.launcher import launcher_for
 
     launcher = launcher_for(composed.execution)
     try:

@@ -60,8 +60,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _add(execution: Execution, workers: int) -> int:
+    from lora_lab.launch.choosing import launcher_for
     from lora_lab.launch.follow import add
-    from lora_lab.launch.launcher import launcher_for
 
     launcher = launcher_for(execution, tied=False)
     try:

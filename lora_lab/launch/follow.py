@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lora_lab.errors import Interrupted, LauncherError, RunFailed
+from lora_lab.launch.choosing import launcher_for
 from lora_lab.launch.jobs import Jobs
-from lora_lab.launch.launcher import Job, JobState, Launcher, launcher_for
+from lora_lab.launch.launcher import Job, JobState, Launcher
 from lora_lab.spec import Execution, Recorder
 from lora_lab.study import Study
 from lora_lab.study.lines import file_lock

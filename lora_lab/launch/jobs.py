@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 
 from lora_lab.errors import ConfigError, LauncherError
-from lora_lab.launch.launcher import Job, JobState, Launcher, launcher_for
+from lora_lab.launch.choosing import launcher_for
+from lora_lab.launch.launcher import Job, JobState, Launcher
 from lora_lab.spec import Execution, LauncherSpec, from_tree, to_tree
 from lora_lab.study.lines import Lines
 from lora_lab.study.look import execution_of

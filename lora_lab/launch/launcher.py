@@ -76,26 +76,6 @@ class Launcher(Protocol):
         """Give connections back."""
 
 
-def launcher_for(execution: Execution, *, tied: bool = True) -> Launcher:
-    """The launcher that ``execution`` names. ``tied``: it stays, and local workers end with this process.
-
-    Raises:
-        LauncherError: an extra is not installed, or the scheduler cannot be reached.
-    """
-    name = execution.launcher.name
-    if name == "slurm":
-        from lora_lab.launch.slurm import Slurm
-
-        return Slurm(execution)
-    if name == "ray":
-        from lora_lab.launch.ray import Ray
-
-        return Ray(execution)
-    from lora_lab.launch.processes import Processes
-
-    return Processes(execution, tied=tied)
-
-
 def worker_words(execution: Execution) -> list[str]:
     """The worker's arguments after ``lora-lab``. No credential is among them: workers find the storage in the sweep's
     folder, and passwords in their environment or in the files that PostgreSQL's library looks for."""
