@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 from lora_lab.lazy import names
 
 if TYPE_CHECKING:
+    from lora_lab.article.catalogue import sections
     from lora_lab.article.rendering import page, screen
     from lora_lab.article.reproduction import Reproduction
-    from lora_lab.article.section import Section, sections
+    from lora_lab.article.section import Section
 
 __all__ = ["Reproduction", "Section", "page", "screen", "sections"]
 
@@ -24,6 +25,6 @@ __getattr__ = names(
         "Section": "section",
         "page": "rendering",
         "screen": "rendering",
-        "sections": "section",
+        "sections": "catalogue",
     },
 )

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_lab.article.budgets import ordered, overrides_of
+from lora_lab.article.catalogue import parts_of
 from lora_lab.article.findings import found
 from lora_lab.article.machine import machine
 from lora_lab.article.measured import frames_of
 from lora_lab.article.prepared import prepare
-from lora_lab.article.section import Part, Section, parts_of
+from lora_lab.article.section import Part, Section
 from lora_lab.article.sizing import sizes_of
 from lora_lab.config import Composed, compose_sweep
 from lora_lab.errors import BadInput, CheckpointError

@@ -19,11 +19,12 @@ from lora_lab.analysis.claims import Size
 from lora_lab.analysis.verdicts import Status
 from lora_lab.article import Reproduction, Section, page, screen, sections
 from lora_lab.article.budgets import chosen_data, data_overrides, planned_run
+from lora_lab.article.catalogue import parts_of
 from lora_lab.article.findings import found
 from lora_lab.article.measured import Table, frames_of
 from lora_lab.article.measurements import BASE, CHANCE, MEAN, OWN, SIDES, SUM, TOGETHER, TRAINED, Subspaces
 from lora_lab.article.prepared import prepare
-from lora_lab.article.section import Part, TableOf, parts_of
+from lora_lab.article.section import Part, TableOf
 from lora_lab.config import compose_run
 from lora_lab.config.places import sweep_names
 from lora_lab.data.taskmix import generate
