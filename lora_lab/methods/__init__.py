@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from lora_lab.lazy import names
 
 if TYPE_CHECKING:
+    from lora_lab.methods.attaching import attach, count
     from lora_lab.methods.attachment import Attachment, LowRank, RowPath
     from lora_lab.methods.loading import load
     from lora_lab.methods.ranks import module_ranks
-    from lora_lab.methods.table import attach, count
     from lora_lab.methods.targets import target_modules
 
 __all__ = ["Attachment", "LowRank", "RowPath", "attach", "count", "load", "module_ranks", "target_modules"]
@@ -24,8 +24,8 @@ __getattr__ = names(
         "Attachment": "attachment",
         "LowRank": "attachment",
         "RowPath": "attachment",
-        "attach": "table",
-        "count": "table",
+        "attach": "attaching",
+        "count": "attaching",
         "load": "loading",
         "module_ranks": "ranks",
         "target_modules": "targets",

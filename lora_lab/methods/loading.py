@@ -12,7 +12,7 @@ from lora_lab.errors import CheckpointError, MethodError, SpecError
 from lora_lab.files import read_json
 from lora_lab.methods.attachment import ADAPTER_CONFIG, ADAPTER_WEIGHTS, METHOD_CONFIG, Attachment
 from lora_lab.methods.injection import untouched
-from lora_lab.methods.table import PEFT_TYPES, Loaded, attach
+from lora_lab.methods.table import PEFT_TYPES, Loaded, made
 from lora_lab.models import BaseModel
 from lora_lab.spec import MethodSpec, from_tree
 
@@ -94,7 +94,7 @@ def _own(folder: Path, base: BaseModel) -> Attachment:
         spec = from_tree(MethodSpec, tree["method"], "method")
     except (KeyError, SpecError) as error:
         raise CheckpointError(f"{folder / METHOD_CONFIG}: {error} Save the adapter again.") from error
-    attachment = attach(base, spec, seed=0)
+    attachment = made(base, spec, seed=0)
     attachment.restore(_weights(folder, attachment.weights_file))
     return attachment
 

@@ -56,10 +56,6 @@ def attach_lora(base: BaseModel, spec: MethodSpec, seed: int, calibration: Calib
             start(layers, modules, base, spec.init)
         factors = {name: _factors(layer, spec, base) for name, layer in layers.items()}
     config.init_lora_weights = True
-    if spec.init == "adapters":
-        from lora_lab.methods.beginning import begin  # which loads adapters, and loading attaches
-
-        begin(factors, base, spec, seed)
     paths: dict[str, RowPath] = {}
     if spec.dora:
         for name, module in modules.items():

@@ -1,4 +1,4 @@
-"""The methods by name: one function each to attach it and one to count its parameters, one file each."""
+"""The methods by name: how each is attached and counted, and taken over where PEFT loaded it."""
 
 from __future__ import annotations
 
@@ -67,26 +67,8 @@ PEFT_TYPES: Mapping[str, Loaded] = {
 """By the names that PEFT has for them."""
 
 
-def attach(base: BaseModel, spec: MethodSpec, seed: int, calibration: Calibration | None = None) -> Attachment:
-    """Make the trainable parameters of ``spec`` for ``base``, as stock PEFT draws them after ``manual_seed(seed)``.
-
-    The base is left exactly as it was (modules, hooks, weights, RNG state), so any number of attachments can
-    belong to one resident base, also while hooks of other attachments are installed on it. ``calibration`` gives
-    training sequences to an initialisation that looks at data (``method.init=eva``).
-
-    Raises:
-        MethodError: a role or layer that matches no module, or a method that this base cannot carry.
-        ModelError: a mask that splits a fused matrix.
-    """
-    made = TABLE[spec.name].attach(base, spec, seed, calibration)
-    made.shards = base.shards
-    return made
-
-
-def count(base: BaseModel, spec: MethodSpec) -> int:
-    """Trainable parameters that :func:`attach` would make, from shapes alone: ``base.model`` may be on the meta device.
-
-    Raises:
-        MethodError, ModelError: as :func:`attach`.
-    """
-    return 0 if spec.attaches_nothing else TABLE[spec.name].count(base, spec)
+def made(base: BaseModel, spec: MethodSpec, seed: int, calibration: Calibration | None = None) -> Attachment:
+    """An attachment as its method begins it; what it is to begin with of other adapters is not in it yet."""
+    found = TABLE[spec.name].attach(base, spec, seed, calibration)
+    found.shards = base.shards
+    return found
