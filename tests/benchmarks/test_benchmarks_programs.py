@@ -11,6 +11,7 @@ from typing import Any
 import memory_curve
 import orchestration
 import pytest
+import reporting
 import shared_weights
 import step_profile
 import sweep_throughput
@@ -100,3 +101,12 @@ def test_weights_that_processes_share_are_counted_once(tmp_path: Path, monkeypat
     (entry,) = run(shared_weights, monkeypatch, tmp_path / "results.json", *words)
     own, shared = (row["mb"] for row in entry["rows"])
     assert shared < own - 80, "the model has 134 MB, and the second process has no copy of it"
+
+
+def test_reports_of_made_up_runs_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["--runs", "40", "--rounds", "1", "--results", str(tmp_path / "results.json")]
+    monkeypatch.setattr(sys, "argv", ["reporting.py", *words])
+    reporting.main()
+    (row,) = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert set(row["seconds"]) == {"screen", "page", "csv"} and min(row["seconds"].values()) > 0
+    assert 1 < row["page_mb"] < 5
