@@ -101,19 +101,25 @@ class Pack:
             if self.controller.pause_requested():
                 yield self._pause()
                 return
-            ended = self._obey()
-            ended += self._fill(source)
-            if self.lanes:
-                ended += self._step()
-            for end in ended:
-                if end.lane is not None and end.outcome in (Outcome.COMPLETED, Outcome.PRUNED):
-                    if self.keep_checkpoints:
-                        self._keep(end.lane)
-                    end.lane.finish()
+            ended = self._turn(source)
             if ended:
                 yield ended
+                ended = []  # theirs now: a lane's memory is the next one's
             elif not self.lanes:
                 return
+
+    def _turn(self, source: Source) -> list[LaneEnd]:
+        """Obey, fill up, take a step; the lanes that end."""
+        ended = self._obey()
+        ended += self._fill(source)
+        if self.lanes:
+            ended += self._step()
+        for end in ended:
+            if end.lane is not None and end.outcome in (Outcome.COMPLETED, Outcome.PRUNED):
+                if self.keep_checkpoints:
+                    self._keep(end.lane)
+                end.lane.finish()
+        return ended
 
     # -- joining and leaving --------------------------------------------------------------------------
 

@@ -104,6 +104,7 @@ class Worker:
         try:
             for ends in pack.train(partial(self._job, first, base, pack)):
                 self._settle(ends, base, pack)
+                ends.clear()  # not held until others end: the memory is theirs who join
         except (StorageError, SweepFolderError):
             raise  # the study's, not a run's
         except Exception as error:

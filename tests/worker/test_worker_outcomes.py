@@ -102,6 +102,26 @@ def test_one_base_at_a_time_is_in_memory(swept: Callable[..., Results], monkeypa
     assert {result.outcome for result in results.values()} == {Outcome.COMPLETED} and len(former) == 2
 
 
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_who_ended_holds_no_memory_when_others_join(
+    swept: Callable[..., Results], monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    real, former, held = Lane.__init__, [], []
+
+    def watched(self: Lane, job: Any, base: Any) -> None:
+        if len(former) in (2, 4):  # a whole pack has ended
+            held.extend(run for run, lane in former if lane() is not None)
+        real(self, job, base)
+        former.append((self.run, weakref.ref(self)))
+
+    monkeypatch.setattr(Lane, "__init__", watched)
+    results = swept(
+        f"method.name={method}", "sweep.space={optimizer.lr: [1e-3]}", "sweep.repeats=6", "pack.max_lanes=2"
+    )
+    assert {result.outcome for result in results.values()} == {Outcome.COMPLETED} and len(former) == 6
+    assert held == []
+
+
 @pytest.mark.parametrize(
     ("error", "outcome"),
     [
