@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 GPU_BYTES = 80_000_000_000
 """Held against the memory of a large GPU; the peak does not depend on it."""
-OF_A_RUN = ("adapters", "gradients", "optimizer")
-"""Parts of a plan that make up what a run adds to its base model, as ``lane_bytes`` measures it."""
 
 
 def sizes_of(
@@ -71,5 +69,4 @@ def _trained(one: Sized, frame: pd.DataFrame, folder: Path) -> Size:
         rows = rows[[v == value for v in rows[path]]]
     answer = plan(sweep.base.at(point), memory=GPU_BYTES, device="cpu")
     measured = float(rows["lane_bytes"].mean()) if len(rows) else math.nan
-    size = sum(answer.parts.get(part, 0) for part in OF_A_RUN)
-    return Size(one.label, size, answer.trainable_parameters, measured)
+    return Size(one.label, answer.lane_bytes, answer.trainable_parameters, measured)

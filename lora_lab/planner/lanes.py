@@ -68,6 +68,12 @@ class Trace:
         together = self._together(lanes)
         return max((self._at(crest, lanes, together) for crest in self.crests), key=lambda held: sum(held.values()))
 
+    @property
+    def lane_bytes(self) -> int:
+        """Bytes of what a lane adds to its base: what trains, as much of gradients, and the optimizer's state."""
+        kept = self.parts()
+        return kept["adapters"] - self.best_bytes + self.own_bytes + kept["optimizer"]
+
     def peak(self, lanes: int = 1) -> int:
         """Bytes at the peak of a pack of so many such lanes."""
         return sum(self.parts(lanes).values())

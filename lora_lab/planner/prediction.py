@@ -23,7 +23,8 @@ class Plan:
     """What a pack of ``lanes`` equal runs takes while it trains.
 
     ``peak_bytes`` is the largest sum of live tensors in a step, weights included, and ``parts`` what it is made
-    of (part -> bytes); they add up. ``by_role`` splits ``trainable_parameters`` (of one lane);
+    of (part -> bytes); they add up. ``lane_bytes`` is what each run adds to the base for good: adapter, gradients and
+    optimizer state, which need not all be there at the peak. ``by_role`` splits ``trainable_parameters`` (of one lane);
     ``total_parameters`` are the base model's. ``flops_per_step`` counts the matrix products of one optimizer
     step of the whole pack, and ``seconds_per_step`` is what they take at the rate of large matrix products on this
     machine's device, so a step takes longer (``None``: there is no such device here). ``memory`` is what the plan was
@@ -37,6 +38,7 @@ class Plan:
     lanes: int
     peak_bytes: int
     parts: dict[str, int]
+    lane_bytes: int
     flops_per_step: float
     seconds_per_step: float | None
     memory: int
@@ -100,6 +102,7 @@ def plan(
         lanes=lanes,
         peak_bytes=peak,
         parts=parts,
+        lane_bytes=traced.lane_bytes,
         flops_per_step=flops,
         seconds_per_step=None if rate is None else flops / rate,
         memory=memory,

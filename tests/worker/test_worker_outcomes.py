@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,38 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from lora_lab import models
-from lora_lab.config import compose_sweep
 from lora_lab.engine.lane import Lane
 from lora_lab.engine.pack import Pack
 from lora_lab.errors import OutOfMemory
-from lora_lab.launch import local
 from lora_lab.spec import Outcome, RunResult
-from lora_lab.study import Study
 from lora_lab.worker.results import outcome_of
-from lora_lab.worker.tee import Tee
 
 Results = dict[str, RunResult]
-
-
-@pytest.fixture
-def swept(tmp_path: Path) -> Callable[..., Results]:
-    """Run a tiny sweep over three ranks in this process, and give its results by run."""
-
-    def run(*more: str) -> Results:
-        composed = compose_sweep(
-            "rank_alpha",
-            ["model=tiny", "data.train_size=16", "data.eval_size=4", "budget.steps=8", "budget.batch_size=4",
-             "evaluation.exact_match=false", "evaluation.every_steps=null", "tracking=none", "sweep.repeats=1",
-             "sweep.space={method.r: {choices: [2, 4, 8]}}", f"sweep.dir={tmp_path}/sweep", "pack.max_lanes=3", *more],
-        )  # fmt: skip
-        with Study.open(composed.sweep, composed.execution) as study:
-            local.run(
-                composed.sweep, composed.execution, study, Tee([]), say=lambda text: None, settled=lambda runs: None
-            )
-            return {result.run: result for result in study.results()}
-
-    return run
 
 
 @pytest.mark.parametrize(("method", "served"), [("lora", True), ("full", False)])
@@ -86,40 +60,6 @@ def test_a_bug_in_the_middle_of_a_step_is_found_by_training_alone(
     assert [result.outcome for result in results.values()] == [Outcome.COMPLETED, Outcome.FAILED, Outcome.COMPLETED]
     for name in ("t0000-s0", "t0002-s0"):
         assert results[name].eval_loss == pytest.approx(alone[name].eval_loss, rel=1e-5)
-
-
-def test_one_base_at_a_time_is_in_memory(swept: Callable[..., Results], monkeypatch: pytest.MonkeyPatch) -> None:
-    real, former = models.load, []
-
-    def load(*asked: Any) -> Any:
-        assert not [base for base in former if base() is not None]
-        base = real(*asked)
-        former.append(weakref.ref(base.model))
-        return base
-
-    monkeypatch.setattr(models, "load", load)
-    results = swept("sweep.space={model.dtype: {choices: [float32, float64]}}")
-    assert {result.outcome for result in results.values()} == {Outcome.COMPLETED} and len(former) == 2
-
-
-@pytest.mark.parametrize("method", ["lora", "full"])
-def test_who_ended_holds_no_memory_when_others_join(
-    swept: Callable[..., Results], monkeypatch: pytest.MonkeyPatch, method: str
-) -> None:
-    real, former, held = Lane.__init__, [], []
-
-    def watched(self: Lane, job: Any, base: Any) -> None:
-        if len(former) in (2, 4):  # a whole pack has ended
-            held.extend(run for run, lane in former if lane() is not None)
-        real(self, job, base)
-        former.append((self.run, weakref.ref(self)))
-
-    monkeypatch.setattr(Lane, "__init__", watched)
-    results = swept(
-        f"method.name={method}", "sweep.space={optimizer.lr: [1e-3]}", "sweep.repeats=6", "pack.max_lanes=2"
-    )
-    assert {result.outcome for result in results.values()} == {Outcome.COMPLETED} and len(former) == 6
-    assert held == []
 
 
 @pytest.mark.parametrize(
