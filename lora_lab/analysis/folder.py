@@ -54,6 +54,12 @@ class SweepRecord:
         """Trials times seeds."""
         return self.planned_trials * self.repeats
 
+    def at(self, adapter: str) -> Path:
+        """Where an adapter lies, as short as can be: that of an imported run is in another sweep's folder."""
+        there = self.folder / adapter
+        short = Path(os.path.normpath(there))
+        return short if short.exists() and short.samefile(there) else there
+
     def to_attrs(self) -> dict[str, Any]:
         """The plain tree that :func:`load_results` leaves in ``frame.attrs["sweep"]``."""
         return {

@@ -194,7 +194,7 @@ def best_tree(record: SweepRecord, best: Best) -> dict[str, Any]:
         "run": best.run,
         "seed": best.seed,
         "value": best.value,
-        "adapter": None if best.adapter is None else str(record.folder / best.adapter),
+        "adapter": None if best.adapter is None else str(record.at(best.adapter)),
     }
 
 

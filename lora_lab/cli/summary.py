@@ -105,7 +105,7 @@ def best_lines(record: SweepRecord, frame: pd.DataFrame, best: Best) -> list[str
     lines = [f"Best: {best.configuration.name or 'the base settings'}: {', '.join(scores)}"]
     if best.adapter is not None:
         seeds = f" (seed {best.seed}, the best of {best.configuration.n})" if best.configuration.n > 1 else ""
-        lines.append(f"Its adapter: {record.folder / best.adapter}{seeds}")
+        lines.append(f"Its adapter: {record.at(best.adapter)}{seeds}")
     return lines
 
 

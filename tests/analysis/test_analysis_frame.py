@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -160,3 +161,17 @@ def test_ten_thousand_runs_are_read(fabricate: Fabricate, tmp_path: Path) -> Non
         (path / "result.json").write_text(tree)
     frame = load_results(tmp_path / "runs" / "demo")
     assert len(frame) == 10_000 + 6
+
+
+def test_an_adapter_of_another_sweep_is_named_where_it_lies(fabricate: Fabricate, tmp_path: Path) -> None:
+    fabricate(SPACE)
+    record = read_sweep(tmp_path / "runs" / "demo")
+    other, elsewhere = tmp_path / "runs" / "other" / "adapter", tmp_path / "disk" / "kept"
+    other.mkdir(parents=True)
+    elsewhere.mkdir(parents=True)
+    assert record.at("../other/adapter") == other
+    assert record.at("runs/t0000-s0/gone") == record.folder / "runs/t0000-s0/gone"
+    (tmp_path / "disk" / "demo").mkdir()
+    linked = replace(record, folder=tmp_path / "runs" / "linked")
+    linked.folder.symlink_to(tmp_path / "disk" / "demo")
+    assert linked.at("../kept") == linked.folder / "../kept", "shorter would be another place"
