@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from lora_lab.tracking.record import (
     STATUS,
     axis_metrics,
     axis_params,
+    axis_unknown,
     fact_tags,
     final_metrics,
     memory_metrics,
@@ -169,15 +171,18 @@ class Children:
         records: Sequence[Mapping[str, Any]],
     ) -> None:
         """Find the run in MLflow, with what it has already, or make it."""
+        from mlflow.entities import Metric
+
         store, client = self._state.store, experiment.client
         known = store.runs.get(child.name)
         if known is None:
             known = experiment.find(f"tags.`lora_lab.sweep` = '{store.sweep}' and tags.`lora_lab.run` = '{child.name}'")
         facts = read_facts(self._run_folder(child.name))
+        begun = result.started if result is not None else None
+        if begun is None and records:
+            begun = records[0].get("time")
+        there: Mapping[str, float] = {}
         if known is None:
-            begun = result.started if result is not None else None
-            if begun is None and records:
-                begun = records[0].get("time")
             identity = {"mlflow.parentRunId": str(store.parent), "lora_lab.sweep": store.sweep}
             tags = {**run_tags(self._sweep, child.name, child.trial, spec, facts), **identity}
             known = experiment.create(child.name, tags, None if begun is None else int(begun * 1000))
@@ -188,6 +193,9 @@ class Children:
                     child.sent[name] = max(metric.step for metric in client.get_metric_history(known, name))
             client.update_run(known, status="RUNNING")
         store.runs[child.name] = known
+        unknown, at = axis_unknown(self._sweep), int(1000 * (time.time() if begun is None else begun))
+        if first := [Metric(name, value, at, 0) for name, value in unknown.items() if name not in there]:
+            client.log_batch(known, metrics=first)
         params = run_params(spec)
         experiment.set_params(known, axis_params(self._sweep, params) | params)
         if facts.data is not None:

@@ -111,9 +111,18 @@ def final_metrics(result: RunResult) -> dict[str, float]:
 
 def axis_metrics(sweep: Sweep, metrics: Mapping[str, float]) -> dict[str, float]:
     """What the sweep optimises, among a run's final ``metrics``, named to come first."""
-    wanted = [objective.metric for objective in sweep.objectives or (sweep.objective,)]
-    found = {name: metrics.get(name, metrics.get(f"score.{name}")) for name in wanted}
+    found = {name: metrics.get(name, metrics.get(f"score.{name}")) for name in _wanted(sweep)}
     return {f"{AXIS}{name}": value for name, value in found.items() if value is not None}
+
+
+def axis_unknown(sweep: Sweep) -> dict[str, float]:
+    """What the sweep optimises first, not known yet: a number that a run has from its beginning is the one that
+    MLflow's compare page begins with."""
+    return {f"{AXIS}{_wanted(sweep)[0]}": math.nan}
+
+
+def _wanted(sweep: Sweep) -> list[str]:
+    return [objective.metric for objective in sweep.objectives or (sweep.objective,)]
 
 
 def memory_metrics(predicted: Mapping[str, int], measured: Mapping[str, int]) -> dict[str, float]:
