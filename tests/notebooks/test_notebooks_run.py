@@ -99,7 +99,7 @@ def test_kept_with_the_output_of_a_real_run(path: Path) -> None:
     outputs = [output for cell in code for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "error"]
     assert any("image/png" in output.get("data", {}) for output in outputs), "a page has figures"
-    assert any("$ lora-lab sweep" in text_of(cell) for cell in code)
+    assert any("$ lora-lab " in text_of(cell) and "runs settled" in text_of(cell) for cell in code)
     words = sum(len(cell.source.split()) for cell in cells(path, "markdown"))
     assert words > 150, "a page is read, not only run"
     assert os.sep + "tmp" + os.sep not in path.read_text(), "no machine's own paths"
