@@ -15,8 +15,9 @@ from lora_lab.errors import CheckpointError
 from lora_lab.files import read_json, write_json
 from lora_lab.models import cache_folder
 
-SIDE = {"cpu": 2048, "cuda": 8192}
-"""Rows and columns of the matrices: large enough for a device to show what it can."""
+SIDE = {"cpu": 1024, "cuda": 8192}
+"""Rows and columns of the matrices: large enough for a device to show what it can, and on a processor so small that
+one product takes milliseconds, some of which others leave alone: the rate is kept."""
 SECONDS = 0.5
 """How long the measurement goes on, at most."""
 
@@ -29,7 +30,7 @@ def product_rate(kind: str, dtype: str, folder: Path | None = None) -> float | N
     if kind == "cuda" and not torch.cuda.is_available():
         return None
     device = torch.cuda.get_device_name() if kind == "cuda" else f"{_processor()}, {torch.get_num_threads()} threads"
-    made_of = {"device": device, "dtype": dtype, "torch": torch.__version__}
+    made_of = {"device": device, "dtype": dtype, "torch": torch.__version__, "side": SIDE[kind]}
     name = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
     path = (folder or cache_folder() / "speed") / f"{name}.json"
     try:
