@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from transformers import DynamicCache
 
+from lora_lab.bench.decoding import hidden_states
 from lora_lab.methods import Attachment
 from lora_lab.packing.paths import Mount
 from lora_lab.packing.stacks import Share
@@ -125,13 +126,7 @@ def _greedy(
             row += 1
     for _ in range(max_new_tokens):
         with mount.shares(_shares(lanes, chunks, embedded.shape[1])):
-            hidden = model.base_model(
-                inputs_embeds=embedded,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state[:, -1]
+            hidden = hidden_states(model, embedded, cache, mask, positions)[:, -1]
         with mount.shares(_shares(lanes, chunks, 1)):
             token = model.get_output_embeddings()(hidden).argmax(-1)
         token = torch.where(alive, token, stop)

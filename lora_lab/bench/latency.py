@@ -21,6 +21,7 @@ from transformers import DynamicCache
 
 from lora_lab.adapters import Reference
 from lora_lab.adapters.in_place import Weights, in_place, merged_weights
+from lora_lab.bench.decoding import hidden_states
 from lora_lab.errors import ConfigError, LoraLabError, nearest
 from lora_lab.methods import Attachment, attach, load
 from lora_lab.models import BaseModel
@@ -149,7 +150,7 @@ def _both(base: BaseModel, mount: Mount, attachment: Attachment | None, ids: Ten
 
     def step(given: Tensor) -> Tensor:
         with mount.shares([Share(attachment, 0, given.shape[0] * given.shape[1])]):
-            hidden = model.base_model(inputs_embeds=given, past_key_values=cache, use_cache=True).last_hidden_state
+            hidden = hidden_states(model, given, cache)
         with mount.shares([Share(attachment, 0, batch)]):
             token: Tensor = model.get_output_embeddings()(hidden[:, -1]).argmax(-1)
         return token
