@@ -201,8 +201,8 @@ def _catch_up(composed: Composed, console: Console) -> None:
 
 def _say_lag(lag: Lag, folder: str, console: Console) -> None:
     console.print(
-        f"MLflow has not got {lag.runs} runs yet ({lag.error or 'it was too slow'}); nothing is lost, "
-        f"the same command sends them, and so does: {typed(['lora-lab', 'sync', folder])}",
+        f"MLflow has not got {lag.what} yet ({lag.error or 'it was too slow'}); nothing is lost, "
+        f"the same command sends it, and so does: {typed(['lora-lab', 'sync', folder])}",
         style="yellow",
         soft_wrap=True,
     )

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import json
 import logging
+import os
 import queue
 import sys
 import threading
@@ -35,6 +36,8 @@ LOCK_SECONDS = 1.0
 AFTER_PARENT_SECONDS = 5.0
 """How long it goes on sending when the process that started it has died."""
 
+log = logging.getLogger(__name__)
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``sync``."""
@@ -58,7 +61,13 @@ def run(args: argparse.Namespace) -> int:
     from lora_lab.analysis import find_sweep
 
     if args.follow:
-        return follow(Path(args.sweep[0]))
+        folder = Path(args.sweep[0])
+        _log_to(folder / "logs" / "tracking.log")
+        try:
+            return follow(folder)
+        except Exception:
+            log.exception("this process has a bug, and ends")  # nobody reads its standard error
+            raise
     if not 0 < args.wait <= threading.TIMEOUT_MAX:
         raise SpecError(f"--wait: must be a positive number of seconds, got {args.wait:g}.")
     missing = []
@@ -66,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         folder = find_sweep(name)
         lag, where = sync(folder, args.store, args.experiment, args.wait)
         if lag:
-            missing.append(f"{folder}: {lag.runs} runs are not in {where} ({lag.error or 'it was too slow'}).")
+            missing.append(f"{folder}: {where} has not got {lag.what} ({lag.error or 'it was too slow'}).")
         else:
             print(f"{folder}: everything is in {where}")
     if missing:
@@ -113,8 +122,8 @@ def follow(folder: Path) -> int:
     from lora_lab.study.lines import file_lock
     from lora_lab.tracking import open_tracker
 
-    _log_to(folder / "logs" / "tracking.log")
-    answers, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints is no answer
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a library or a program of its prints is no answer
     lines = _lines()
     begin = json.loads(lines.get())
     sweep = Sweep.from_tree(begin["sweep"])

@@ -85,7 +85,7 @@ def _tracked(sweep: Sweep, execution: Execution) -> Iterator[None]:
         yield
     finally:
         if lag := uploading.close(report=False):
-            _say(f"MLflow has not got {lag.runs} runs yet ({lag.error}); the sweep's command sends them.")
+            _say(f"MLflow has not got {lag.what} yet ({lag.error}); the sweep's command sends it.")
 
 
 def execution_for(args: argparse.Namespace) -> tuple[Execution, str | None]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_lab.spec import Execution, Sweep, to_tree
-from lora_lab.tracking import Lag, resolve_uri
+from lora_lab.tracking import Lag, open_tracker, resolve_uri
 
 PATIENCE_SECONDS = 15.0
 """For the process to draw the report, and to end, beyond the time it is given to send the rest."""
@@ -30,6 +30,7 @@ class Uploading:
     def __init__(self, sweep: Sweep, execution: Execution) -> None:
         """Nothing is started before :meth:`start`."""
         tracking = replace(execution.tracking, uri=resolve_uri(execution.tracking))
+        self._sweep, self._execution = sweep, execution
         self._begin = {"sweep": sweep.to_tree(), "tracking": to_tree(tracking)}
         self._folder = Path(execution.folder)
         self._process: subprocess.Popen[str] | None = None
@@ -57,7 +58,7 @@ class Uploading:
         With ``report`` the sweep's tables and plots are written and sent, too.
         """
         if self._process is None:
-            return Lag(1, 0, "the process that sends could not be started")
+            return self._lag("the process that sends could not be started")
         self._say({"seconds": timeout, "report": report})
         reader = threading.Thread(target=self._listen, daemon=True)
         reader.start()
@@ -66,14 +67,17 @@ class Uploading:
             self._process.kill()
             self._process.wait()
             self._close_input()
-            return Lag(1, 0, "the time to send the rest was up")
+            return self._lag("the time to send the rest was up")
         self._process.wait()
         self._close_input()
         try:
             answer = json.loads(self._answer[0])
         except ValueError:
-            return Lag(1, 0, f"the process that sends ended; see {self._folder / 'logs' / 'tracking.log'}")
+            return self._lag(f"the process that sends ended; see {self._folder / 'logs' / 'tracking.log'}")
         return Lag() if answer is None else Lag(**answer)
+
+    def _lag(self, error: str) -> Lag:
+        return open_tracker(self._sweep, self._execution).lag(error)
 
     def _listen(self) -> None:
         assert self._process is not None and self._process.stdout is not None

@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 class Lag:
     """What MLflow has not got yet: runs (settled, or with unsent metrics), metric lines, and why.
 
-    Nothing of it is lost: it lies in the sweep's folder and is sent when the sweep is started again.
+    With an ``error`` and no run it is the sweep's own end: its report, its best adapter's name, its status. Nothing of
+    it is lost: it lies in the sweep's folder and is sent when the sweep is started again.
     """
 
     runs: int = 0
@@ -39,7 +40,12 @@ class Lag:
 
     def __bool__(self) -> bool:
         """True when something is missing."""
-        return self.runs > 0
+        return self.runs > 0 or self.error is not None
+
+    @property
+    def what(self) -> str:
+        """``3 runs``, ``1 run`` or ``the end of the sweep``."""
+        return f"{self.runs} run{'s' * (self.runs != 1)}" if self.runs else "the end of the sweep"
 
 
 class Tracker:
@@ -94,9 +100,12 @@ class Tracker:
             rest.join(max(0.0, end - time.monotonic()))
             if rest.is_alive():
                 self._error = self._error or "the time to send the rest was up"
+        return self.lag(self._error)
+
+    def lag(self, error: str | None = None) -> Lag:
+        """What is missing now, and ``error`` as its cause unless runs are refused. Nothing is contacted."""
         unsent = self._uploader.unsent()
         refused = self._uploader.refused
-        error = self._error
         if refused:
             name, cause = next(iter(refused.items()))
             error = f"{len(refused)} runs are refused; {name}: {cause}"
@@ -152,6 +161,10 @@ class Untracked:
         """Nothing to start."""
 
     def close(self, timeout: float = 60.0, best: str | None = None) -> Lag:
+        """Nothing is missing anywhere."""
+        return Lag()
+
+    def lag(self, error: str | None = None) -> Lag:
         """Nothing is missing anywhere."""
         return Lag()
 

@@ -93,7 +93,8 @@ def test_away_from_beginning_to_end_and_caught_up_with_by_sync(tmp_path: Path) -
         until((tmp_path / FOLDER / "config.yaml").exists, "the check of the store to be past")
         server.kill()
         assert sweep.wait(240) == 0, sweep.said()
-        assert "MLflow has not got 6 runs yet" in sweep.said() and "lora-lab sync" in sweep.said()
+        told = sweep.said() + (tmp_path / FOLDER / "logs" / "tracking.log").read_text()
+        assert "MLflow has not got 6 runs yet" in told and "lora-lab sync" in told, told
         refused = start(tmp_path, "sync", "rank_alpha")
         assert refused.wait(120) == 2 and "does not answer" in refused.said(), refused.said()
         server.start()
