@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from lora_lab.analysis.masks import MaskEffects, mask_effects
     from lora_lab.analysis.page import html_page
     from lora_lab.analysis.pareto import pareto_front
+    from lora_lab.analysis.power import seeds_needed
     from lora_lab.analysis.reliability import ICC, Consistency, consistency, icc1
     from lora_lab.analysis.report import Report, Section, report_of
-    from lora_lab.analysis.stability import Ranking, kendall_w, rank_stability, ranking, seeds_needed
+    from lora_lab.analysis.stability import Ranking, kendall_w, rank_stability, ranking
     from lora_lab.analysis.tables import AblationTable, Cell
     from lora_lab.analysis.verdicts import Status, Verdict
 
@@ -116,6 +117,6 @@ __getattr__ = names(
         "record_of": "folder",
         "report_of": "report",
         "results_frame": "frame",
-        "seeds_needed": "stability",
+        "seeds_needed": "power",
     },
 )

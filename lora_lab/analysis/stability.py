@@ -8,19 +8,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import optimize, stats
+from scipy import stats
 
 from lora_lab.analysis.grouping import configurations, objective_of, searched_paths
-from lora_lab.analysis.intervals import LEVEL, Floats, Noise, blocks_table, noise_of, residuals
+from lora_lab.analysis.intervals import Floats, Noise, blocks_table, noise_of, residuals
+from lora_lab.analysis.power import MOST_SEEDS, seeds_needed, smallest_difference
 from lora_lab.analysis.reliability import icc1
-
-POWER = 0.8
-"""The chance to see a difference that is there, which the seeds needed are stated for."""
 
 DRAWS = 4000
 SEEDS = (1, 2, 3, 5, 8, 12, 20)
 """Numbers of seeds for which rank stability is said."""
-MOST_SEEDS = 1000
 CANDIDATES = 300
 """Configurations, those with the best means, among which a winner is looked for."""
 
@@ -109,56 +106,6 @@ def _posterior(means: Floats, sizes: Floats, between: float, noise: Noise) -> tu
     grand = float((weights * means).sum() / weights.sum())
     trust = between**2 * weights
     return grand + trust * (means - grand), trust
-
-
-def power_of(difference: float, seeds: float, noise: Noise, configurations: int = 2, level: float = LEVEL) -> float:
-    """The chance that ``seeds`` seeds each show a true ``difference`` of two means, by a two-sided t test.
-
-    The spread is pooled over ``configurations``, which gives the test its degrees of freedom; with two it is the usual
-    t test of independent groups (Cohen 1988; ``statsmodels.stats.power``).
-    """
-    from statsmodels.stats.power import TTestPower
-
-    if noise.std == 0:
-        return 1.0 if difference else level
-    effect = abs(difference) / (math.sqrt(2) * noise.std)
-    df = configurations * (seeds - 1)
-    power = float(TTestPower().power(effect, seeds, level, df=df, alternative="two-sided"))
-    return 1.0 if math.isnan(power) else power  # far from zero, scipy's noncentral t has no value
-
-
-def seeds_needed(
-    difference: float, noise: Noise, configurations: int = 2, power: float = POWER, level: float = LEVEL
-) -> int | None:
-    """Seeds a configuration with which a true ``difference`` is seen with chance ``power``.
-
-    ``None`` above :data:`MOST_SEEDS`.
-    """
-    if difference == 0 or power_of(difference, MOST_SEEDS, noise, configurations, level) < power:
-        return None
-    low, high = 2, MOST_SEEDS
-    while low < high:
-        middle = (low + high) // 2
-        if power_of(difference, middle, noise, configurations, level) >= power:
-            high = middle
-        else:
-            low = middle + 1
-    return low
-
-
-def smallest_difference(
-    seeds: int, noise: Noise, configurations: int = 2, power: float = POWER, level: float = LEVEL
-) -> float | None:
-    """The difference of two means that ``seeds`` seeds each show with chance ``power``; ``None`` below two seeds."""
-    if seeds < 2:
-        return None
-    if noise.std == 0:
-        return 0.0
-    scale = noise.std * math.sqrt(2 / seeds)
-    top = scale
-    while power_of(top, seeds, noise, configurations, level) < power:
-        top *= 2
-    return float(optimize.brentq(lambda d: power_of(d, seeds, noise, configurations, level) - power, 0.0, top))
 
 
 @dataclass(frozen=True)

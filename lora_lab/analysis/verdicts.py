@@ -17,6 +17,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from lora_lab.analysis.gap import slope
 from lora_lab.analysis.grouping import axis_values, check_path, objective_of, plain_value, searched_paths
 from lora_lab.analysis.intervals import LEVEL, blocks_table, paired_differences
 from lora_lab.analysis.naming import value_name
+from lora_lab.analysis.power import inferiority_power, normal_power, paired_power, pairs_needed, sameness_power
 from lora_lab.errors import SpecError
 
 
@@ -44,7 +46,8 @@ class Verdict:
 
     ``effect`` is positive in the direction of the claim, ``low`` to ``high`` its interval, ``smallest`` the effect the
     claim needs, ``power`` the chance that this test supports the claim if the effect is ``smallest`` (NaN where it has
-    no meaning), ``n`` the pairs or runs it rests on.
+    no meaning), ``n`` the pairs or runs it rests on, ``needed`` the pairs that would give a power of 80 % if they
+    scatter as these do (``None`` of other tests, and where it is more than 10,000).
     """
 
     claim: str
@@ -57,6 +60,7 @@ class Verdict:
     smallest: float
     power: float
     n: int
+    needed: int | None = None
 
     @property
     def sentence(self) -> str:
@@ -66,6 +70,8 @@ class Verdict:
         if math.isnan(self.p) and self.low == self.high:
             return f"{self.claim}: {self.status}. It is {self.effect:.3g} ({self.test})."
         power = "" if math.isnan(self.power) else f"; power {self.power:.2f} for {self.smallest:.3g}"
+        if self.status is Status.INCONCLUSIVE and self.needed is not None and self.needed > self.n:
+            power += f", 0.80 takes {self.needed:,} pairs"
         p = "" if math.isnan(self.p) else f", p = {self.p:.2g}"
         return (
             f"{self.claim}: {self.status}. Effect {self.effect:.3g}, 95 % CI {self.low:.3g} to {self.high:.3g}{p} "
@@ -100,9 +106,10 @@ def better(
         )
     test = stats.ttest_rel(gain, np.zeros_like(gain))
     low, high = test.confidence_interval(1 - LEVEL)
-    power = paired_power(smallest, float(gain.std(ddof=1)), len(gain))
+    std = float(gain.std(ddof=1))
+    power, needed = paired_power(smallest, std, len(gain)), pairs_needed(partial(paired_power, smallest, std))
     found = (float(gain.mean()), float(low), float(high), float(test.pvalue))
-    return verdict_of(claim, "paired t test, two-sided 5 %", *found, smallest, len(gain), power)
+    return verdict_of(claim, "paired t test, two-sided 5 %", *found, smallest, len(gain), power, needed)
 
 
 def better_at(
@@ -179,13 +186,14 @@ def not_better(
     half, df = found.high - found.effect, found.n - 1
     t = float(stats.t.ppf(1 - LEVEL / 2, df))
     error = half / t
+    std = error * math.sqrt(found.n)
     p = float(stats.t.sf((margin - found.effect) / error, df)) if error > 0 else float(found.effect >= margin)
-    power = float(stats.t.cdf(margin / error - t, df)) if error > 0 else 1.0
+    power, needed = inferiority_power(margin, std, found.n), pairs_needed(partial(inferiority_power, margin, std))
     return Verdict(
         claim,
         turned.get(found.status, Status.INCONCLUSIVE),
         "paired non-inferiority t test, one-sided 2.5 %",
-        *(found.effect, found.low, found.high, p, margin, power, found.n),
+        *(found.effect, found.low, found.high, p, margin, power, found.n, needed),
     )
 
 
@@ -205,7 +213,8 @@ def same_within(a: Sequence[float], b: Sequence[float], claim: str, *, margin: f
     if len(d) < 2:
         raise SpecError(f"{claim}: {len(d)} pairs of completed runs; a paired test needs two. Repeat with more seeds.")
     mean, n = float(d.mean()), len(d)
-    error = float(d.std(ddof=1)) / math.sqrt(n)
+    std = float(d.std(ddof=1))
+    error = std / math.sqrt(n)
     wide = float(stats.t.ppf(1 - LEVEL / 2, n - 1)) * error
     narrow = float(stats.t.ppf(1 - LEVEL, n - 1)) * error
     status = Status.INCONCLUSIVE
@@ -213,13 +222,10 @@ def same_within(a: Sequence[float], b: Sequence[float], claim: str, *, margin: f
         status = Status.SUPPORTED
     elif abs(mean) - wide > margin:
         status = Status.CONTRADICTED
-    if error > 0:
-        p = float(stats.t.sf((margin - abs(mean)) / error, n - 1))
-        power = max(0.0, 2 * float(stats.t.cdf(margin / error - stats.t.ppf(1 - LEVEL, n - 1), n - 1)) - 1)
-    else:
-        p, power = float(abs(mean) >= margin), 1.0
+    p = float(stats.t.sf((margin - abs(mean)) / error, n - 1)) if error > 0 else float(abs(mean) >= margin)
+    power, needed = sameness_power(margin, std, n), pairs_needed(partial(sameness_power, margin, std))
     test = "two one-sided paired t tests (TOST), 5 % each"
-    return Verdict(claim, status, test, mean, mean - wide, mean + wide, p, margin, power, n)
+    return Verdict(claim, status, test, mean, mean - wide, mean + wide, p, margin, power, n, needed)
 
 
 def rises_along(
@@ -286,24 +292,6 @@ def within_factor(measured: float, claimed: float, claim: str, *, tolerance: flo
     return Verdict(claim, status, test, ratio, ratio, ratio, math.nan, tolerance, math.nan, 1)
 
 
-def paired_power(effect: float, std: float, n: int, level: float = LEVEL) -> float:
-    """The chance that a two-sided paired t test of ``n`` pairs shows ``effect``, differences having ``std``."""
-    from statsmodels.stats.power import TTestPower
-
-    if effect <= 0:
-        return math.nan
-    power = float(TTestPower().power(effect / std, n, level)) if std > 0 else 1.0
-    return 1.0 if math.isnan(power) else power  # far from zero, scipy's noncentral t has no value
-
-
-def normal_power(effect: float, half: float, level: float) -> float:
-    """The chance that an interval of half-width ``half`` leaves out zero when the truth is ``effect``."""
-    if effect <= 0:
-        return math.nan
-    z = float(stats.norm.ppf(1 - level / 2))
-    return float(stats.norm.sf(z - effect / half * z)) if half > 0 else 1.0
-
-
 def verdict_of(
     claim: str,
     test: str,
@@ -314,6 +302,7 @@ def verdict_of(
     smallest: float,
     n: int,
     power: float | None = None,
+    needed: int | None = None,
 ) -> Verdict:
     """The verdict on "the effect is at least ``smallest``", an effect with a 95 % interval from ``low`` to ``high``.
 
@@ -326,7 +315,7 @@ def verdict_of(
         status = Status.SUPPORTED
     elif high < smallest or high <= 0:
         status = Status.CONTRADICTED
-    return Verdict(claim, status, test, effect, low, high, p, smallest, power, n)
+    return Verdict(claim, status, test, effect, low, high, p, smallest, power, n, needed)
 
 
 def _cells(frame: pd.DataFrame, paths: Sequence[str], metric: str) -> pd.DataFrame:

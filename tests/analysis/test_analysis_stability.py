@@ -14,7 +14,7 @@ from statsmodels.stats.power import TTestIndPower
 
 from lora_lab.analysis import icc1, kendall_w, rank_stability, ranking, seeds_needed
 from lora_lab.analysis.intervals import Noise
-from lora_lab.analysis.stability import power_of, smallest_difference
+from lora_lab.analysis.power import power_of, smallest_difference
 
 SIEGEL = [[1, 1, 6], [6, 5, 3], [3, 6, 2], [2, 4, 5], [5, 2, 4], [4, 3, 1]]
 """Siegel (1956), Nonparametric Statistics, table 9.4: three executives rank six applicants; W = .16."""

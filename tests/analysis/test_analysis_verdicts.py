@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import pytest
 from simulated_sweeps import frame_of
 
+from lora_lab.analysis.power import inferiority_power, paired_power, pairs_needed, sameness_power
 from lora_lab.analysis.verdicts import (
     Status,
     Verdict,
     best_at,
     better,
     better_at,
-    paired_power,
     rises_along,
     same_within,
     varies_less_than,
@@ -47,6 +48,25 @@ def test_power_is_what_is_stated() -> None:
     found = many(0.15, 10, smallest=0.15)
     assert share(found, Status.SUPPORTED) == pytest.approx(paired_power(0.15, 0.1 * np.sqrt(2), 10), abs=0.04)
     assert 0.6 < np.mean([v.power for v in found]) < 0.95
+
+
+@pytest.mark.parametrize("power_of", [paired_power, inferiority_power, sameness_power])
+def test_the_pairs_needed_are_the_fewest_with_a_power_of_80_percent(power_of: Callable[..., float]) -> None:
+    n = pairs_needed(partial(power_of, 0.05, 0.1))
+    assert n is not None and power_of(0.05, 0.1, n) >= 0.8 > power_of(0.05, 0.1, n - 1)
+    assert pairs_needed(partial(power_of, 0.001, 0.1)) is None, "that takes more than 10,000"
+    assert pairs_needed(partial(paired_power, 0.0, 0.1)) is None, "no smallest effect, no power"
+
+
+def test_what_few_pairs_leave_open_is_said_with_the_pairs_that_would_tell() -> None:
+    """So many pairs do show a true effect of that size four times of five."""
+    open_yet = better([1.0, 1.1, 0.9], [1.05, 1.09, 1.07], "A wins", smallest=0.1)
+    assert open_yet.status is Status.INCONCLUSIVE and open_yet.needed is not None
+    assert open_yet.sentence.endswith(f"for 0.1, 0.80 takes {open_yet.needed} pairs).")
+    rng, std = np.random.default_rng(1), float(np.std([0.05, -0.01, 0.17], ddof=1))
+    gains = rng.normal(0.1, std, (1000, open_yet.needed))
+    assert share([better(-g, 0 * g, "A wins") for g in gains], Status.SUPPORTED) == pytest.approx(0.8, abs=0.06)
+    assert "takes" not in better([1.0, 1.1, 1.2], [2.0, 2.1, 2.3], "A wins", smallest=0.1).sentence
 
 
 def test_an_opposite_effect_contradicts_and_a_tiny_one_is_too_small() -> None:
