@@ -55,7 +55,7 @@ def _forgotten(said: str, task: str) -> Claim:
 
 def _uneven(ranks: list[int], said: str) -> Claim:
     groups = "method.rank_groups"
-    better = Better(at("q10_layerwise", groups, ranks), at("q10_layerwise", groups, [8, 8, 8]))
+    better = Better(at("q10_layerwise", groups, ranks), at("q10_layerwise", groups, [8, 8, 8]), smallest=WORTH)
     return Claim(f"More rank in the {said} layers beats equal ranks at as many parameters", better)
 
 
@@ -230,7 +230,8 @@ QUESTIONS = (
     Section(
         "Q10-layerwise",
         "Ranks can differ by layer; untested.",
-        "Three thirds of the layers with ranks 8, 8, 8; with 14, 8, 2; and with 2, 8, 14.",
+        "Three thirds of the layers with ranks 8, 8, 8; with 14, 8, 2; and with 2, 8, 14. "
+        f"Better: {WORTH} nats a token and more.",
         parts=(
             Part(
                 "q10_layerwise",
