@@ -66,7 +66,7 @@ class InHand:
         return self._specs[run]
 
     def predict(self, peak: int) -> None:
-        """The pack as it is now needs ``peak`` bytes: a run's prediction is the largest of the packs it was in."""
+        """The pack as it is now needed ``peak`` bytes: a run's prediction is the largest of the packs it trained in."""
         self._predicted |= {run: max(peak, self._predicted.get(run, 0)) for run in self._tasks}
 
     def predicted(self, run: str) -> int:

@@ -250,13 +250,13 @@ class Worker:
         base_scores(pack.mount, task.spec, tokens, self.folder)
         if self._before is None:
             self._before = max(0, held_bytes(base) - self.capacity.weights(task.spec))
-        self._runs.predict(self.capacity.predicted(self._runs.specs()) or 0)
         if self._teller is not None:
             self._teller.begun(folder, tokens)
         stem = stages.stem_for(task.spec, len(tokens.train), kept=task.stem)
         return LaneJob(task.id, self._runs.spec(task.id), tokens, folder, task.key, stem)
 
     def _settle(self, ends: list[LaneEnd], base: BaseModel, pack: Pack) -> None:
+        self._runs.predict(self.capacity.predicted(self._runs.specs()) or 0)  # of the pack that trained until now
         orders = self.queue.orders()
         mine = [end for end in ends if orders.get(end.job.run) is not Order.DROP]
         for end in ends:

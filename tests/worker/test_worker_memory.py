@@ -12,6 +12,7 @@ from lora_lab import models
 from lora_lab.engine.lane import Lane
 from lora_lab.planner import plan
 from lora_lab.spec import Outcome, RunResult
+from lora_lab.worker.capacity import Capacity
 
 Results = dict[str, RunResult]
 
@@ -69,3 +70,20 @@ def test_what_a_lane_adds_to_its_base_is_what_was_planned(
     (result,), (spec,) = results.values(), specs
     planned = plan(spec, memory=1 << 34, device="cpu").lane_bytes
     assert result.lane_bytes == pytest.approx(planned, rel=0.01)
+
+
+def test_a_run_is_said_to_need_what_the_pack_needs_that_it_trained_in(
+    swept: Callable[..., Results], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six such lanes go through the base in one pass, seven in two shorter ones: no six ever trained."""
+    specs, real = [], Lane.__init__
+
+    def watched(self: Lane, job: Any, base: Any) -> None:
+        specs.append(job.spec)
+        real(self, job, base)
+
+    monkeypatch.setattr(Lane, "__init__", watched)
+    results = swept("sweep.space={optimizer.lr: [1e-3]}", "sweep.repeats=7", "pack.max_lanes=7")
+    six, seven = (Capacity("cpu").predicted(specs[:lanes]) for lanes in (6, 7))
+    assert six is not None and seven is not None and six > seven
+    assert {result.predicted_bytes for result in results.values()} == {seven}
