@@ -11,10 +11,24 @@ import pytest
 from lora_lab import models
 from lora_lab.engine.lane import Lane
 from lora_lab.planner import plan
-from lora_lab.spec import Outcome, RunResult
+from lora_lab.spec import Outcome, RunResult, RunSpec
 from lora_lab.worker.capacity import Capacity
 
 Results = dict[str, RunResult]
+
+
+@pytest.fixture
+def specs(monkeypatch: pytest.MonkeyPatch) -> list[RunSpec]:
+    """What each lane is made for, as they are made."""
+    found: list[RunSpec] = []
+    real = Lane.__init__
+
+    def watched(self: Lane, job: Any, base: Any) -> None:
+        found.append(job.spec)
+        real(self, job, base)
+
+    monkeypatch.setattr(Lane, "__init__", watched)
+    return found
 
 
 def test_one_base_at_a_time_is_in_memory(swept: Callable[..., Results], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,15 +70,8 @@ def test_who_ended_holds_no_memory_when_others_join(
     [("lora", "adamw", "null"), ("lora", "adamw8bit", "2"), ("full", "sgd", "2"), ("prefix_tuning", "adamw", "null")],
 )
 def test_what_a_lane_adds_to_its_base_is_what_was_planned(
-    swept: Callable[..., Results], monkeypatch: pytest.MonkeyPatch, method: str, optimizer: str, evaluated: str
+    swept: Callable[..., Results], specs: list[RunSpec], method: str, optimizer: str, evaluated: str
 ) -> None:
-    specs, real = [], Lane.__init__
-
-    def watched(self: Lane, job: Any, base: Any) -> None:
-        specs.append(job.spec)
-        real(self, job, base)
-
-    monkeypatch.setattr(Lane, "__init__", watched)
     settings = (f"optimizer={optimizer}", f"evaluation.every_steps={evaluated}")
     results = swept(f"method.name={method}", "sweep.space={optimizer.lr: [1e-3]}", *settings)
     (result,), (spec,) = results.values(), specs
@@ -73,16 +80,9 @@ def test_what_a_lane_adds_to_its_base_is_what_was_planned(
 
 
 def test_a_run_is_said_to_need_what_the_pack_needs_that_it_trained_in(
-    swept: Callable[..., Results], monkeypatch: pytest.MonkeyPatch
+    swept: Callable[..., Results], specs: list[RunSpec]
 ) -> None:
     """Six such lanes go through the base in one pass, seven in two shorter ones: no six ever trained."""
-    specs, real = [], Lane.__init__
-
-    def watched(self: Lane, job: Any, base: Any) -> None:
-        specs.append(job.spec)
-        real(self, job, base)
-
-    monkeypatch.setattr(Lane, "__init__", watched)
     results = swept("sweep.space={optimizer.lr: [1e-3]}", "sweep.repeats=7", "pack.max_lanes=7")
     six, seven = (Capacity("cpu").predicted(specs[:lanes]) for lanes in (6, 7))
     assert six is not None and seven is not None and six > seven
