@@ -6,7 +6,6 @@ The public names are imported when they are first used, so that ``import lora_la
 from __future__ import annotations
 
 import logging
-import warnings
 from typing import TYPE_CHECKING
 
 from lora_lab.lazy import names
@@ -34,5 +33,3 @@ __getattr__ = names(
 
 # bitsandbytes, which PEFT imports too, says with every start that a kernel it can do without is not to be had
 logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "kernels-community" not in str(record.msg))
-# PEFT 0.21 hands prefixes to transformers 5.24 by a name that it will drop, and would say so on every terminal
-warnings.filterwarnings("ignore", "`past_key_values` is deprecated", FutureWarning)

@@ -7,6 +7,7 @@ does, which a packed forward has no place for: it runs alone, through PEFT's own
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +72,10 @@ def _made(spec: MethodSpec, wrapped: Any, config: Any) -> Prefix:
     encoder = wrapped.prompt_encoder[ADAPTER].requires_grad_(True)
 
     def solo(ids: Tensor, mask: Tensor) -> Tensor:
-        logits: Tensor = wrapped(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        with warnings.catch_warnings():
+            # PEFT 0.21 hands the prefix over by a name that transformers 5.24 calls otherwise, and will drop
+            warnings.filterwarnings("ignore", "`past_key_values` is deprecated", FutureWarning)
+            logits: Tensor = wrapped(input_ids=ids, attention_mask=mask, use_cache=False).logits
         return logits
 
     own = {f"{ENCODER}{name}": parameter for name, parameter in encoder.named_parameters()}

@@ -128,6 +128,7 @@ def train(base: BaseModel, attachment: Attachment, steps: int = 10, lr: float = 
     return losses
 
 
+@pytest.mark.filterwarnings("ignore:.past_key_values. is deprecated:FutureWarning")  # of stock PEFT's own call
 @matrix
 def test_conformance(kind: str, method: str, tiny_base: Base, tmp_path: Path) -> None:
     base = tiny_base(kind)
